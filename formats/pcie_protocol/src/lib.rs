@@ -1,0 +1,1 @@
+//! PCI and PCI Express configuration registers and capabilities, as types.

@@ -1,0 +1,1 @@
+//! pcivirt.h: the PF driver contract's structures, IOCTL codes, GUIDs and status values, as types.

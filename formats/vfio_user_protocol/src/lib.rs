@@ -1,0 +1,1 @@
+//! vfio-user: message headers, commands and VFIO structures, as types.

@@ -1,0 +1,127 @@
+//! The copy of a frame, and cache hints.
+//!
+//! `unsafe` here: raw pointers and AVX-512 intrinsics. Below 2 KiB an inlined masked AVX-512 copy is used
+//! where the CPU has it (a call to memcpy costs as much as the 64 bytes themselves); above, memcpy, which
+//! uses the CPU's fast string moves. Non-temporal stores are never used: the receiver reads the frame next.
+#![allow(unsafe_code)]
+
+/// Up to here the inlined copy is used, bytes.
+#[cfg(target_arch = "x86_64")]
+const INLINE_LIMIT: usize = 2048;
+
+/// The copy in use on this CPU, for reports: `"avx512"` or `"memcpy"`.
+pub fn copy_method() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if have_avx512() {
+        return "avx512";
+    }
+    "memcpy"
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn have_avx512() -> bool {
+    std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("bmi2")
+}
+
+/// Copies `length` bytes.
+///
+/// # Safety
+/// `to..to+length` must be writable and `from..from+length` readable. If they overlap, the bytes of `to`
+/// are unspecified.
+#[inline(always)]
+pub unsafe fn copy_bytes(to: *mut u8, from: *const u8, length: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if length <= INLINE_LIMIT && have_avx512() {
+        // SAFETY: the CPU has the features; the ranges are the caller's promise.
+        unsafe { copy_avx512(to, from, length) };
+        return;
+    }
+    // SAFETY: the ranges are valid; `copy` tolerates the overlap that a hostile peer could arrange.
+    unsafe { std::ptr::copy(from, to, length) };
+}
+
+/// # Safety
+/// As [`copy_bytes`], and the CPU must have AVX-512 BW and VL.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,bmi2")]
+unsafe fn copy_avx512(to: *mut u8, from: *const u8, length: usize) {
+    use std::arch::x86_64::{
+        _bzhi_u64, _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8,
+        _mm512_storeu_si512,
+    };
+    let mut done = 0;
+    // SAFETY: every access lies in done..length; the masked ones touch only the bytes under the mask.
+    unsafe {
+        while length - done >= 256 {
+            let a = _mm512_loadu_si512(from.add(done).cast());
+            let b = _mm512_loadu_si512(from.add(done + 64).cast());
+            let c = _mm512_loadu_si512(from.add(done + 128).cast());
+            let d = _mm512_loadu_si512(from.add(done + 192).cast());
+            _mm512_storeu_si512(to.add(done).cast(), a);
+            _mm512_storeu_si512(to.add(done + 64).cast(), b);
+            _mm512_storeu_si512(to.add(done + 128).cast(), c);
+            _mm512_storeu_si512(to.add(done + 192).cast(), d);
+            done += 256;
+        }
+        while length - done >= 64 {
+            _mm512_storeu_si512(to.add(done).cast(), _mm512_loadu_si512(from.add(done).cast()));
+            done += 64;
+        }
+        let rest = length - done;
+        if rest > 0 {
+            #[expect(clippy::cast_possible_truncation, reason = "rest < 64")]
+            let mask = _bzhi_u64(u64::MAX, rest as u32);
+            let tail = _mm512_maskz_loadu_epi8(mask, from.add(done).cast());
+            _mm512_mask_storeu_epi8(to.add(done).cast(), mask, tail);
+        }
+    }
+}
+
+/// Hints that the cache line at `at` will be read soon. Any address is allowed; it is never accessed.
+#[inline(always)]
+pub(crate) fn prefetch_read(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not fault, whatever the address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Hints that the cache line at `at` will be written soon.
+#[inline(always)]
+pub(crate) fn prefetch_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not fault, whatever the address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_length_and_offset_is_copied_exactly(
+            length in 0usize..5000, from in 0usize..64, to in 0usize..64
+        ) {
+            let source: Vec<u8> = (0..from + length).map(|i| u8::try_from(i * 31 % 251).unwrap()).collect();
+            let mut target = vec![0xAAu8; to + length + 64];
+            // SAFETY: both ranges lie inside their vectors.
+            unsafe {
+                super::copy_bytes(target.as_mut_ptr().add(to), source.as_ptr().add(from), length);
+            }
+            prop_assert_eq!(&target[to..to + length], &source[from..]);
+            prop_assert!(target[..to].iter().all(|byte| *byte == 0xAA));
+            prop_assert!(target[to + length..].iter().all(|byte| *byte == 0xAA));
+        }
+    }
+}

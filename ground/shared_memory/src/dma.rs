@@ -1,0 +1,299 @@
+//! DMA maps: what a PCI function can reach in guest memory, and where that is in this process.
+//!
+//! A map is the function's IOMMU domain. It is immutable once shared: control code builds a changed copy
+//! and hands it to whoever translates. An access outside of it is a [`DmaFault`], an ordinary value that
+//! the caller counts against the function that caused it.
+
+use std::{fmt, sync::Arc};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::{MemoryError, SharedMapping, SharedSlice};
+
+/// An address as the device sees it (IOVA), bytes.
+#[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Default)]
+pub struct DmaAddress(pub u64);
+
+impl DmaAddress {
+    /// The address `bytes` further on; `None` when it wraps.
+    #[inline]
+    pub fn checked_add(self, bytes: u64) -> Option<Self> {
+        self.0.checked_add(bytes).map(Self)
+    }
+}
+
+impl fmt::Debug for DmaAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaAddress({:#x})", self.0)
+    }
+}
+
+impl fmt::Display for DmaAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// What a device may do with a range.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Access {
+    /// Read only.
+    Read,
+    /// Read and write.
+    ReadWrite,
+}
+
+/// A device access outside of its DMA map, or a write to a read-only range.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, thiserror::Error)]
+#[error("DMA {} of {length} bytes at {address} is not allowed by the function's DMA map", if *.write { "write" } else { "read" })]
+pub struct DmaFault {
+    /// First byte of the access.
+    pub address: DmaAddress,
+    /// Bytes.
+    pub length: usize,
+    /// Whether it was a write.
+    pub write: bool,
+}
+
+/// One mapped range of a function's DMA address space.
+#[derive(Clone, Debug)]
+pub struct DmaRegion {
+    /// First DMA address.
+    pub iova: DmaAddress,
+    /// Where it is in this process; its length is the region's.
+    pub mapping: SharedMapping,
+    /// What the device may do.
+    pub access: Access,
+}
+
+impl DmaRegion {
+    fn end(&self) -> u64 {
+        self.iova.0 + self.mapping.len() as u64
+    }
+}
+
+/// Where the last translation succeeded; makes the next one to the same region a compare.
+#[derive(Copy, Clone, Default, Debug)]
+pub struct TranslationCache(usize);
+
+/// The DMA map of one function. Cloning is cheap and gives the same immutable map.
+#[derive(Clone, Default, Debug)]
+pub struct DmaMap {
+    /// Sorted by `iova`, not overlapping.
+    regions: Arc<Vec<DmaRegion>>,
+}
+
+impl DmaMap {
+    /// A map in which every access faults: bus mastering off, or nothing mapped yet.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// The mapped regions in address order.
+    pub fn regions(&self) -> &[DmaRegion] {
+        &self.regions
+    }
+
+    /// A copy of the map with one more region.
+    pub fn with(&self, region: DmaRegion) -> Result<Self, MemoryError> {
+        let length = region.mapping.len() as u64;
+        let overlap = MemoryError::Overlap { iova: region.iova.0, length };
+        let Some(end) = region.iova.0.checked_add(length) else { return Err(overlap) };
+        if self.regions.iter().any(|r| r.iova.0 < end && region.iova.0 < r.end()) {
+            return Err(overlap);
+        }
+        let mut regions = Vec::clone(&self.regions);
+        let at = regions.partition_point(|r| r.iova < region.iova);
+        regions.insert(at, region);
+        Ok(Self { regions: Arc::new(regions) })
+    }
+
+    /// A copy of the map without the region that starts at `iova` and has `length` bytes.
+    pub fn without(&self, iova: DmaAddress, length: u64) -> Result<Self, MemoryError> {
+        let mut regions = Vec::clone(&self.regions);
+        let before = regions.len();
+        regions.retain(|r| !(r.iova == iova && r.mapping.len() as u64 == length));
+        if regions.len() == before {
+            return Err(MemoryError::NotMapped { iova: iova.0, length });
+        }
+        Ok(Self { regions: Arc::new(regions) })
+    }
+
+    /// Translates `length` bytes at `address`, all in one region, for reading.
+    #[inline]
+    pub fn read_slice(
+        &self,
+        cache: &mut TranslationCache,
+        address: DmaAddress,
+        length: usize,
+    ) -> Result<SharedSlice<'_>, DmaFault> {
+        self.translate(cache, address, length, false)
+    }
+
+    /// Translates `length` bytes at `address`, all in one region, for writing.
+    #[inline]
+    pub fn write_slice(
+        &self,
+        cache: &mut TranslationCache,
+        address: DmaAddress,
+        length: usize,
+    ) -> Result<SharedSlice<'_>, DmaFault> {
+        self.translate(cache, address, length, true)
+    }
+
+    #[inline]
+    fn translate(
+        &self,
+        cache: &mut TranslationCache,
+        address: DmaAddress,
+        length: usize,
+        write: bool,
+    ) -> Result<SharedSlice<'_>, DmaFault> {
+        if let Some(region) = self.regions.get(cache.0)
+            && let Some(slice) = within(region, address, length, write)
+        {
+            return Ok(slice);
+        }
+        let index = self.regions.partition_point(|r| r.end() <= address.0);
+        let region = self.regions.get(index);
+        match region.and_then(|region| within(region, address, length, write)) {
+            Some(slice) => {
+                cache.0 = index;
+                Ok(slice)
+            }
+            None => Err(DmaFault { address, length, write }),
+        }
+    }
+
+    /// The mapping behind `length` bytes at `address` and the byte offset in it, for long-lived views
+    /// such as descriptor rings.
+    pub fn locate(
+        &self,
+        address: DmaAddress,
+        length: usize,
+        write: bool,
+    ) -> Result<(SharedMapping, usize), DmaFault> {
+        let fault = DmaFault { address, length, write };
+        let index = self.regions.partition_point(|r| r.end() <= address.0);
+        let region = self.regions.get(index).ok_or(fault)?;
+        within(region, address, length, write).ok_or(fault)?;
+        let offset = usize::try_from(address.0 - region.iova.0).map_err(|_| fault)?;
+        Ok((region.mapping.clone(), offset))
+    }
+
+    /// Reads bytes that may lie across several adjacent regions.
+    pub fn read_bytes(&self, address: DmaAddress, out: &mut [u8]) -> Result<(), DmaFault> {
+        let mut done = 0;
+        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let length = rest.len();
+            done += self.longest(address, done, length, false)?.read_into(rest);
+        }
+        Ok(())
+    }
+
+    /// Writes bytes that may lie across several adjacent regions.
+    pub fn write_bytes(&self, address: DmaAddress, data: &[u8]) -> Result<(), DmaFault> {
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            done += self.longest(address, done, rest.len(), true)?.write_from(rest);
+        }
+        Ok(())
+    }
+
+    /// Reads one plain value.
+    pub fn read_object<T: FromBytes + IntoBytes>(
+        &self,
+        address: DmaAddress,
+    ) -> Result<T, DmaFault> {
+        let mut value = T::new_zeroed();
+        self.read_bytes(address, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes one plain value.
+    pub fn write_object<T: IntoBytes + Immutable>(
+        &self,
+        address: DmaAddress,
+        value: &T,
+    ) -> Result<(), DmaFault> {
+        self.write_bytes(address, value.as_bytes())
+    }
+
+    /// The longest piece, up to `length` bytes, that one region holds `done` bytes after `address`.
+    fn longest(
+        &self,
+        address: DmaAddress,
+        done: usize,
+        length: usize,
+        write: bool,
+    ) -> Result<SharedSlice<'_>, DmaFault> {
+        let fault = DmaFault { address, length: done + length, write };
+        let at = address.checked_add(done as u64).ok_or(fault)?;
+        let index = self.regions.partition_point(|r| r.end() <= at.0);
+        let region = self.regions.get(index).ok_or(fault)?;
+        let left = usize::try_from(region.end() - at.0).map_err(|_| fault)?;
+        within(region, at, length.min(left), write).ok_or(fault)
+    }
+}
+
+#[inline(always)]
+fn within(
+    region: &DmaRegion,
+    address: DmaAddress,
+    length: usize,
+    write: bool,
+) -> Option<SharedSlice<'_>> {
+    let offset = usize::try_from(address.0.checked_sub(region.iova.0)?).ok()?;
+    if write && region.access == Access::Read {
+        return None;
+    }
+    region.mapping.as_slice().get(offset, length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PageSize;
+
+    fn region(iova: u64, pages: usize, access: Access) -> DmaRegion {
+        let (mapping, _) = SharedMapping::create("dma", pages * 4096, PageSize::Base).unwrap();
+        DmaRegion { iova: DmaAddress(iova), mapping, access }
+    }
+
+    #[test]
+    fn bytes_cross_adjacent_regions_and_stop_at_holes() {
+        let map = DmaMap::empty()
+            .with(region(0x1_0000, 1, Access::ReadWrite))
+            .unwrap()
+            .with(region(0x1_1000, 1, Access::ReadWrite))
+            .unwrap();
+        let address = DmaAddress(0x1_0FFC);
+        map.write_bytes(address, b"12345678").unwrap();
+        let mut out = [0; 8];
+        map.read_bytes(address, &mut out).unwrap();
+        assert_eq!(&out, b"12345678");
+        assert!(map.read_bytes(DmaAddress(0x1_1FFC), &mut out).is_err());
+        assert!(map.read_slice(&mut TranslationCache::default(), address, 8).is_err());
+        assert!(map.read_bytes(DmaAddress(u64::MAX - 3), &mut out).is_err());
+    }
+
+    #[test]
+    fn a_read_only_region_takes_no_writes() {
+        let map = DmaMap::empty().with(region(0, 1, Access::Read)).unwrap();
+        assert!(map.read_object::<u32>(DmaAddress(0)).is_ok());
+        assert_eq!(
+            map.write_object(DmaAddress(0), &1u32),
+            Err(DmaFault { address: DmaAddress(0), length: 4, write: true })
+        );
+    }
+
+    #[test]
+    fn overlaps_and_unknown_unmaps_are_refused_and_change_nothing() {
+        let map = DmaMap::empty().with(region(0x4000, 2, Access::ReadWrite)).unwrap();
+        assert!(map.with(region(0x5000, 1, Access::ReadWrite)).is_err());
+        assert!(map.with(region(u64::MAX - 0xFFF, 1, Access::ReadWrite)).is_err());
+        assert!(map.without(DmaAddress(0x4000), 0x1000).is_err());
+        assert_eq!(map.without(DmaAddress(0x4000), 0x2000).unwrap().regions().len(), 0);
+        assert_eq!(map.regions().len(), 1);
+    }
+}

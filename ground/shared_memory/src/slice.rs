@@ -1,0 +1,159 @@
+//! A borrowed range of shared memory.
+//!
+//! `unsafe` here: raw reads and writes of memory that another process may change at any time. No Rust
+//! reference to it is ever made; values are copied out once and then used.
+#![allow(unsafe_code)]
+
+use std::{
+    marker::PhantomData,
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::copy_bytes;
+
+/// `len` bytes of memory shared with another process, borrowed from a mapping.
+#[derive(Copy, Clone)]
+pub struct SharedSlice<'a> {
+    base: NonNull<u8>,
+    length: usize,
+    owner: PhantomData<&'a u8>,
+}
+
+// SAFETY: a slice is a checked pointer into a mapping that outlives it; concurrent access is by volatile,
+// atomic or byte-copy operations only.
+unsafe impl Send for SharedSlice<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for SharedSlice<'_> {}
+
+impl<'a> SharedSlice<'a> {
+    /// # Safety
+    /// `base..base+length` must stay mapped (readable, and writable if it is written) for `'a`.
+    pub(crate) unsafe fn new(base: NonNull<u8>, length: usize) -> Self {
+        Self { base, length, owner: PhantomData }
+    }
+
+    /// Bytes in the slice.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether the slice has no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// `length` bytes from `offset`, or `None` if they are not all inside.
+    #[inline]
+    pub fn get(&self, offset: usize, length: usize) -> Option<SharedSlice<'a>> {
+        if offset.checked_add(length)? > self.length {
+            return None;
+        }
+        // SAFETY: offset + length was checked against the slice, which is valid for 'a.
+        Some(unsafe { Self::new(self.base.add(offset), length) })
+    }
+
+    /// The first `at` bytes and the rest; `at` is cut to the length.
+    #[inline]
+    pub fn split(&self, at: usize) -> (SharedSlice<'a>, SharedSlice<'a>) {
+        let at = at.min(self.length);
+        // SAFETY: both halves lie inside the slice.
+        unsafe { (Self::new(self.base, at), Self::new(self.base.add(at), self.length - at)) }
+    }
+
+    /// Copies out as many bytes as both sides have; returns how many.
+    #[inline]
+    pub fn read_into(&self, out: &mut [u8]) -> usize {
+        let count = self.length.min(out.len());
+        // SAFETY: `count` bytes are inside both ranges, which cannot overlap (`out` is exclusive memory).
+        unsafe { copy_bytes(out.as_mut_ptr(), self.base.as_ptr(), count) };
+        count
+    }
+
+    /// Copies in as many bytes as both sides have; returns how many.
+    #[inline]
+    pub fn write_from(&self, data: &[u8]) -> usize {
+        let count = self.length.min(data.len());
+        // SAFETY: as in `read_into`.
+        unsafe { copy_bytes(self.base.as_ptr(), data.as_ptr(), count) };
+        count
+    }
+
+    /// Copies as many bytes as both sides have to another shared slice; returns how many.
+    ///
+    /// The slices may overlap only if both processes play tricks with their maps; the result is then
+    /// unspecified bytes inside `to`, never anything else.
+    #[inline]
+    pub fn copy_to(&self, to: SharedSlice<'_>) -> usize {
+        let count = self.length.min(to.length);
+        // SAFETY: `count` bytes are inside both mapped ranges.
+        unsafe { copy_bytes(to.base.as_ptr(), self.base.as_ptr(), count) };
+        count
+    }
+
+    /// Fills the slice with one byte.
+    pub fn fill(&self, byte: u8) {
+        // SAFETY: the whole slice is mapped.
+        unsafe { std::ptr::write_bytes(self.base.as_ptr(), byte, self.length) };
+    }
+
+    /// Reads a plain value from `offset`; `None` if it does not fit.
+    pub fn read_object<T: FromBytes + IntoBytes>(&self, offset: usize) -> Option<T> {
+        let mut value = T::new_zeroed();
+        let source = self.get(offset, size_of::<T>())?;
+        source.read_into(value.as_mut_bytes());
+        Some(value)
+    }
+
+    /// Writes a plain value at `offset`; `None` if it does not fit.
+    pub fn write_object<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Option<()> {
+        self.get(offset, size_of::<T>())?.write_from(value.as_bytes());
+        Some(())
+    }
+
+    /// Loads a naturally aligned 32-bit word; `None` if out of range or not aligned.
+    #[inline]
+    pub fn load_u32(&self, offset: usize, order: Ordering) -> Option<u32> {
+        let word = self.get(offset, 4)?.base.cast::<AtomicU32>();
+        // SAFETY: in range, and checked for alignment; an atomic may be shared with anyone.
+        word.is_aligned().then(|| unsafe { word.as_ref() }.load(order))
+    }
+
+    /// Stores a naturally aligned 32-bit word; `None` if out of range or not aligned.
+    #[inline]
+    pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> Option<()> {
+        let word = self.get(offset, 4)?.base.cast::<AtomicU32>();
+        // SAFETY: as in `load_u32`.
+        word.is_aligned().then(|| unsafe { word.as_ref() }.store(value, order))
+    }
+
+    /// Stores a naturally aligned 64-bit word; `None` if out of range or not aligned.
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) -> Option<()> {
+        let word = self.get(offset, 8)?.base.cast::<AtomicU64>();
+        // SAFETY: as in `load_u32`.
+        word.is_aligned().then(|| unsafe { word.as_ref() }.store(value, order))
+    }
+
+    /// Hints that the first cache line will be read soon.
+    #[inline]
+    pub fn prefetch_read(&self) {
+        crate::copy::prefetch_read(self.base.as_ptr());
+    }
+
+    /// Hints that the first cache line will be written soon.
+    #[inline]
+    pub fn prefetch_write(&self) {
+        crate::copy::prefetch_write(self.base.as_ptr());
+    }
+}
+
+impl std::fmt::Debug for SharedSlice<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SharedSlice({} bytes)", self.length)
+    }
+}

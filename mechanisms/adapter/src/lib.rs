@@ -1,0 +1,1 @@
+//! The software SR-IOV adapter: PF miniport and data path of a NIC.

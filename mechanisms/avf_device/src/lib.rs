@@ -1,0 +1,1 @@
+//! AVF device: register file, mailbox, virtchnl responder, interrupts and queue contexts of one Virtual Function.

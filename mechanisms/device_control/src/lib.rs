@@ -1,0 +1,1 @@
+//! Device control: serves and calls a PF driver over a Unix socket.

@@ -1,0 +1,1 @@
+//! Frame offloads: packet classification, checksums, segmentation and receive-side scaling hashes.

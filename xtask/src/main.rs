@@ -1,0 +1,2 @@
+//! The `clearway` program.
+fn main() {}
