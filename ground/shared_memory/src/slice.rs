@@ -95,6 +95,22 @@ impl<'a> SharedSlice<'a> {
         count
     }
 
+    /// Hands the bytes to `each` in order, in local copies of at most 512 bytes: for sums and hashes over
+    /// memory that may change while it is read.
+    #[inline]
+    pub fn for_each_chunk(&self, mut each: impl FnMut(&[u8])) {
+        let mut chunk = [0u8; 512];
+        let mut rest = *self;
+        while !rest.is_empty() {
+            let (now, later) = rest.split(chunk.len());
+            let count = now.read_into(&mut chunk);
+            if let Some(bytes) = chunk.get(..count) {
+                each(bytes);
+            }
+            rest = later;
+        }
+    }
+
     /// Fills the slice with one byte.
     pub fn fill(&self, byte: u8) {
         // SAFETY: the whole slice is mapped.
