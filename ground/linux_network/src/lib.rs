@@ -1,0 +1,1 @@
+//! Linux network interfaces and namespaces: TAP devices, packet sockets, rtnetlink, unprivileged namespaces.
