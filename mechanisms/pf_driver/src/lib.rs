@@ -11,6 +11,7 @@
 mod bar;
 mod device;
 mod luid;
+pub mod pnp;
 
 pub use bar::vf_resource_for_bar;
 pub use device::{InterfaceEntries, MitigableDevice, NO_VENDOR_AND_DEVICE, SriovDevice};
