@@ -1,0 +1,406 @@
+//! The memory that driver and device share: one memory file, mapped once, announced to the device
+//! by one DMA_MAP.
+//!
+//! ```text
+//! offset                                                    IOVA = base + offset
+//! ┌─────────────┬──────────────────────────┬──────────────────────────────────┐
+//! │ mailbox     │ rings: TX, RX per pair   │ buffers, `stride` bytes apart    │
+//! └─────────────┴──────────────────────────┴──────────────────────────────────┘
+//! ```
+//!
+//! The stride is an odd number of cache lines, so that the first lines of all buffers spread over
+//! all cache sets instead of the few that a power of two would hit.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use shared_memory::{
+    Access, DmaAddress, MemoryError, PAGE_SIZE, PageSize, SharedMapping, SharedSlice, create_memfd,
+};
+
+use crate::{Buffer, DriverConfig, DriverError, Result};
+
+/// Bytes of a cache line; buffers start on one.
+const LINE: usize = 64;
+
+/// Where device addresses start when the driver owns its memory.
+const OWN_IOVA: DmaAddress = DmaAddress(0x4000_0000);
+
+/// Mailbox descriptors in each direction (SPEC-AVF Appendix A).
+pub(crate) const MAILBOX_ENTRIES: u16 = 32;
+/// Bytes of one mailbox buffer.
+pub(crate) const MAILBOX_BUFFER: usize = 4096;
+/// Bytes of a mailbox or receive descriptor.
+pub(crate) const LONG_DESCRIPTOR: usize = 32;
+/// Bytes of a transmit descriptor.
+pub(crate) const TX_DESCRIPTOR: usize = 16;
+
+/// Buffer indexes of one memory lie in a window of this size, so that a buffer of another driver's
+/// memory is recognized by its index.
+const INDEX_WINDOW: u32 = 1 << 24;
+
+/// Where the driver's rings and buffers live.
+#[derive(Debug)]
+pub enum MemorySource {
+    /// A memory file of the driver's own.
+    Own {
+        /// Ask for 2 MiB pages; base pages are used where the host has none to spare.
+        huge_pages: bool,
+    },
+    /// Part of memory that the caller shares with the device: a VM's. All of the mapping is
+    /// announced to the device; the driver's rings and buffers use `length` bytes of it from
+    /// `offset`.
+    Given {
+        /// The memory as mapped in this process.
+        mapping: SharedMapping,
+        /// The memory file behind it.
+        fd: OwnedFd,
+        /// Byte offset in the file at which `mapping` begins.
+        file_offset: u64,
+        /// Device address of the mapping's first byte.
+        iova: DmaAddress,
+        /// First byte of the mapping that the driver may use; a multiple of 4,096.
+        offset: usize,
+        /// Bytes the driver may use: at least [`DriverConfig::memory_needed`].
+        length: usize,
+    },
+}
+
+impl Default for MemorySource {
+    fn default() -> Self {
+        Self::Own { huge_pages: false }
+    }
+}
+
+/// Offsets, in bytes from the driver's first byte, of everything in the memory.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Layout {
+    queue_pairs: u16,
+    tx_ring: usize,
+    rx_ring: usize,
+    rings: usize,
+    buffers: usize,
+    stride: usize,
+    buffer_size: usize,
+    count: u32,
+    total: usize,
+}
+
+fn pages(bytes: usize) -> usize {
+    bytes.next_multiple_of(PAGE_SIZE)
+}
+
+impl Layout {
+    pub(crate) fn of(config: &DriverConfig) -> Result<Self> {
+        let too_big = || DriverError::Configuration("more memory than can be addressed".into());
+        let mailbox_side =
+            usize::from(MAILBOX_ENTRIES) * LONG_DESCRIPTOR + PAGE_SIZE - LONG_DESCRIPTOR;
+        let mailbox = 2 * (pages(mailbox_side) + usize::from(MAILBOX_ENTRIES) * MAILBOX_BUFFER);
+        let tx_ring = pages(usize::from(config.tx_ring) * TX_DESCRIPTOR);
+        let rx_ring = pages(usize::from(config.rx_ring) * LONG_DESCRIPTOR);
+        let pairs = usize::from(config.queue_pairs);
+        let buffers = mailbox + pairs * (tx_ring + rx_ring);
+        let buffer_size = usize::from(config.buffer_size);
+        let lines = buffer_size.div_ceil(LINE);
+        let stride = (lines + usize::from(lines.is_multiple_of(2))) * LINE;
+        let per_pair = u32::from(config.tx_ring)
+            + u32::from(config.rx_ring)
+            + 2 * crate::buffers::CACHE
+            + config.spare_buffers.min(INDEX_WINDOW);
+        let count = per_pair.checked_mul(u32::from(config.queue_pairs)).ok_or_else(too_big)?;
+        if count > INDEX_WINDOW {
+            return Err(too_big());
+        }
+        let bytes = usize::try_from(count).ok().and_then(|count| count.checked_mul(stride));
+        let total = bytes.and_then(|bytes| bytes.checked_add(buffers)).ok_or_else(too_big)?;
+        Ok(Self {
+            queue_pairs: config.queue_pairs,
+            tx_ring,
+            rx_ring,
+            rings: mailbox,
+            buffers,
+            stride,
+            buffer_size,
+            count,
+            total: pages(total),
+        })
+    }
+
+    /// Bytes needed in all, a multiple of the page size.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+}
+
+/// The memory shared with the device, and the buffers in it.
+///
+/// One per driver; queue pairs share it. Reaching a buffer's bytes is a bounds check and an
+/// addition.
+#[derive(Debug)]
+pub struct DriverMemory {
+    mapping: SharedMapping,
+    fd: OwnedFd,
+    file_offset: u64,
+    iova: DmaAddress,
+    /// Byte of `mapping` at which the driver's part begins.
+    offset: usize,
+    layout: Layout,
+    /// Index of the first buffer: the start of this memory's index window.
+    first: u32,
+    /// Device address of buffer `first`.
+    first_iova: u64,
+    /// Byte of `mapping` at which buffer `first` begins.
+    first_offset: usize,
+    huge: bool,
+}
+
+impl DriverMemory {
+    /// Creates or adopts the memory that `config` describes.
+    ///
+    /// # Errors
+    /// The memory file cannot be created or mapped, or the given part is too small or not page
+    /// aligned.
+    pub(crate) fn new(config: &DriverConfig, source: MemorySource) -> Result<Self> {
+        let layout = Layout::of(config)?;
+        let (mapping, fd, file_offset, iova, offset, huge) = match source {
+            MemorySource::Own { huge_pages } => {
+                let (mapping, fd, huge) = own_memory(layout.total, huge_pages)?;
+                (mapping, fd, 0, OWN_IOVA, 0, huge)
+            }
+            MemorySource::Given { mapping, fd, file_offset, iova, offset, length } => {
+                if length < layout.total {
+                    return Err(DriverError::Configuration(format!(
+                        "the driver needs {} bytes of the given memory, and may use {length}",
+                        layout.total
+                    )));
+                }
+                if !offset.is_multiple_of(PAGE_SIZE)
+                    || !iova.0.is_multiple_of(PAGE_SIZE as u64)
+                    || !file_offset.is_multiple_of(PAGE_SIZE as u64)
+                {
+                    return Err(MemoryError::Misaligned {
+                        offset: offset as u64,
+                        length,
+                        alignment: PAGE_SIZE,
+                    }
+                    .into());
+                }
+                mapping.slice(offset, length)?;
+                if iova.0.checked_add(mapping.len() as u64).is_none() {
+                    return Err(DriverError::Configuration(
+                        "the given memory wraps around the device's address space".into(),
+                    ));
+                }
+                (mapping, fd, file_offset, iova, offset, false)
+            }
+        };
+        if mapping.access() != Access::ReadWrite {
+            return Err(DriverError::Configuration("the given memory is read-only".into()));
+        }
+        static WINDOW: AtomicU32 = AtomicU32::new(0);
+        let first =
+            (WINDOW.fetch_add(1, Ordering::Relaxed) % (u32::MAX / INDEX_WINDOW)) * INDEX_WINDOW;
+        let first_offset = offset + layout.buffers;
+        let first_iova = iova.0 + first_offset as u64;
+        Ok(Self {
+            mapping,
+            fd,
+            file_offset,
+            iova,
+            offset,
+            layout,
+            first,
+            first_iova,
+            first_offset,
+            huge,
+        })
+    }
+
+    /// Bytes of a buffer.
+    pub fn buffer_size(&self) -> usize {
+        self.layout.buffer_size
+    }
+
+    /// Buffers in all.
+    pub fn buffer_count(&self) -> u32 {
+        self.layout.count
+    }
+
+    /// Whether 2 MiB pages back the memory.
+    pub fn huge_pages(&self) -> bool {
+        self.huge
+    }
+
+    /// The whole mapping.
+    pub fn mapping(&self) -> &SharedMapping {
+        &self.mapping
+    }
+
+    /// The memory file.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Byte offset in the memory file at which the mapping begins.
+    pub(crate) fn file_offset(&self) -> u64 {
+        self.file_offset
+    }
+
+    /// Device address of the mapping's first byte.
+    pub fn iova(&self) -> DmaAddress {
+        self.iova
+    }
+
+    /// All bytes of a buffer; `None` for a buffer of another driver's memory.
+    #[inline]
+    pub fn bytes(&self, buffer: &Buffer) -> Option<SharedSlice<'_>> {
+        self.part(buffer, 0, self.layout.buffer_size)
+    }
+
+    /// `length` bytes of a buffer from byte `offset`; `None` if they are not all in the buffer, or
+    /// it belongs to another driver's memory.
+    #[inline]
+    pub fn part(&self, buffer: &Buffer, offset: usize, length: usize) -> Option<SharedSlice<'_>> {
+        let number = buffer.0.wrapping_sub(self.first);
+        if number >= self.layout.count
+            || offset.checked_add(length).is_none_or(|end| end > self.layout.buffer_size)
+        {
+            return None;
+        }
+        let at = self.first_offset + number as usize * self.layout.stride + offset;
+        self.mapping.as_slice().get(at, length)
+    }
+
+    /// Device address of a buffer; `None` for a buffer of another driver's memory.
+    #[inline(always)]
+    pub(crate) fn buffer_iova(&self, index: u32) -> Option<u64> {
+        let number = index.wrapping_sub(self.first);
+        (number < self.layout.count)
+            .then(|| self.first_iova + u64::from(number) * self.layout.stride as u64)
+    }
+
+    /// Indexes of all buffers.
+    pub(crate) fn buffer_indexes(&self) -> std::ops::Range<u32> {
+        self.first..self.first + self.layout.count
+    }
+
+    /// Mapping offsets of the mailbox's parts: ring and buffers of one direction.
+    pub(crate) fn mailbox(&self, receive: bool) -> (usize, usize) {
+        let ring = pages(usize::from(MAILBOX_ENTRIES) * LONG_DESCRIPTOR);
+        let side = ring + usize::from(MAILBOX_ENTRIES) * MAILBOX_BUFFER;
+        let start = self.offset + if receive { side } else { 0 };
+        (start, start + ring)
+    }
+
+    /// Mapping offsets of a pair's transmit and receive ring; `None` if there is no such pair.
+    pub(crate) fn rings(&self, pair: u16) -> Option<(usize, usize)> {
+        if pair >= self.layout.queue_pairs {
+            return None;
+        }
+        let each = self.layout.tx_ring + self.layout.rx_ring;
+        let tx = self.offset + self.layout.rings + usize::from(pair) * each;
+        Some((tx, tx + self.layout.tx_ring))
+    }
+
+    /// Device address of byte `offset` of the mapping.
+    pub(crate) fn iova_of(&self, offset: usize) -> u64 {
+        self.iova.0 + offset as u64
+    }
+}
+
+/// A memory file of our own: on 2 MiB pages if asked for and to be had, else on base pages.
+fn own_memory(
+    length: usize,
+    huge_pages: bool,
+) -> Result<(SharedMapping, OwnedFd, bool), MemoryError> {
+    const HUGE: usize = 2 << 20;
+    if huge_pages && let Ok((mapping, fd)) = huge_memory(length.next_multiple_of(HUGE)) {
+        return Ok((mapping, fd, true));
+    }
+    let (mapping, fd) = SharedMapping::create("avf_driver", length, PageSize::Base)?;
+    Ok((mapping, fd, false))
+}
+
+fn huge_memory(length: usize) -> Result<(SharedMapping, OwnedFd), MemoryError> {
+    let fd = create_memfd("avf_driver", length, PageSize::Huge2M)?;
+    // Takes the pages out of the host's pool now: a page that is missing later would be a SIGBUS.
+    rustix::fs::fallocate(&fd, rustix::fs::FallocateFlags::empty(), 0, length as u64)
+        .map_err(|source| MemoryError::Create { length, huge: true, source })?;
+    let mapping = SharedMapping::map(fd.as_fd(), 0, length, Access::ReadWrite)?;
+    Ok((mapping, fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> DriverConfig {
+        DriverConfig { queue_pairs: 2, ..DriverConfig::new("unused") }
+    }
+
+    #[test]
+    fn the_parts_of_the_memory_do_not_overlap_and_are_aligned() {
+        let memory = DriverMemory::new(&config(), MemorySource::default()).unwrap();
+        let (atq, atq_buffers) = memory.mailbox(false);
+        let (arq, arq_buffers) = memory.mailbox(true);
+        let mailbox_bytes = usize::from(MAILBOX_ENTRIES) * MAILBOX_BUFFER;
+        let ring_bytes = usize::from(MAILBOX_ENTRIES) * LONG_DESCRIPTOR;
+        let (tx0, rx0) = memory.rings(0).unwrap();
+        let (tx1, rx1) = memory.rings(1).unwrap();
+        let mut parts = vec![
+            (atq, ring_bytes),
+            (atq_buffers, mailbox_bytes),
+            (arq, ring_bytes),
+            (arq_buffers, mailbox_bytes),
+            (tx0, 512 * TX_DESCRIPTOR),
+            (rx0, 512 * LONG_DESCRIPTOR),
+            (tx1, 512 * TX_DESCRIPTOR),
+            (rx1, 512 * LONG_DESCRIPTOR),
+            (memory.first_offset, memory.layout.count as usize * memory.layout.stride),
+        ];
+        parts.sort_unstable();
+        for pair in parts.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:?}");
+            assert_eq!(pair[0].0 % 128, 0);
+        }
+        assert!(parts.last().unwrap().0 + parts.last().unwrap().1 <= memory.mapping().len());
+        assert!(memory.rings(2).is_none());
+    }
+
+    #[test]
+    fn first_lines_of_buffers_spread_over_the_cache_sets() {
+        let layout = Layout::of(&config()).unwrap();
+        assert_eq!(layout.stride % 128, 64);
+    }
+
+    #[test]
+    fn a_buffer_of_another_memory_is_recognized() {
+        let ours = DriverMemory::new(&config(), MemorySource::default()).unwrap();
+        let theirs = DriverMemory::new(&config(), MemorySource::default()).unwrap();
+        let buffer = Buffer(theirs.buffer_indexes().start);
+        assert!(theirs.bytes(&buffer).is_some());
+        assert!(ours.bytes(&buffer).is_none());
+        assert!(ours.buffer_iova(buffer.0).is_none());
+        assert!(theirs.part(&buffer, 2000, 49).is_none());
+        assert!(theirs.part(&buffer, usize::MAX, 2).is_none());
+    }
+
+    #[test]
+    fn given_memory_must_be_large_enough_and_aligned() {
+        let needed = config().memory_needed().unwrap();
+        let given = |offset, length| {
+            let (mapping, fd) =
+                SharedMapping::create("vm", needed + 2 * PAGE_SIZE, PageSize::Base).unwrap();
+            let iova = DmaAddress(0x10_0000);
+            let source = MemorySource::Given { mapping, fd, file_offset: 0, iova, offset, length };
+            DriverMemory::new(&config(), source)
+        };
+        let memory = given(PAGE_SIZE, needed).unwrap();
+        assert_eq!(memory.iova_of(memory.mailbox(false).0), 0x10_0000 + 4096);
+        assert!(matches!(given(0, needed - 1), Err(DriverError::Configuration(_))));
+        assert!(matches!(given(64, needed), Err(DriverError::Memory(_))));
+        assert!(matches!(given(4 * PAGE_SIZE, needed), Err(DriverError::Memory(_))));
+    }
+}

@@ -1,0 +1,387 @@
+//! Receive queue: descriptors and buffers of one RX ring (SPEC-AVF §5.1, §5.4, §5.5).
+
+use std::{
+    fmt,
+    os::fd::BorrowedFd,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use arrayvec::ArrayVec;
+use avf_protocol::receive::{DD, EOP, RxLegacy, legacy};
+use shared_memory::DescriptorRing;
+
+use crate::{
+    Buffer, DriverError, DriverMemory, MAX_CHAIN, Result, RxSegment,
+    buffers::{BufferCache, Depot},
+    doorbell::Doorbell,
+    gate::Gate,
+    vector::Vector,
+};
+
+/// Buffers handed to the device at a time; half the ring where that is less.
+const REFILL_GROUP: u16 = 32;
+
+/// What a receive queue has seen. Counts go on over resets.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub struct RxCounters {
+    /// Frames received.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Frames the device marked as damaged (RXE), dropped.
+    pub damaged: u64,
+    /// Descriptors that make no sense, whose frames were dropped: more bytes than the buffer has,
+    /// none at all, or a frame of more than [`MAX_CHAIN`] buffers. A device that counts here is
+    /// broken or hostile.
+    pub malformed: u64,
+    /// Times that a frame was left waiting because no free buffer could take its place in the ring:
+    /// the user holds too many.
+    pub no_buffer: u64,
+}
+
+/// How a wait for frames ended.
+#[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
+pub enum Wait {
+    /// There are frames, or there were, or the queue was stopped: look.
+    Ready,
+    /// Nothing came in time.
+    TimedOut,
+}
+
+/// The receive half of a queue pair. One thread at a time owns it; nothing in it locks or allocates
+/// per frame.
+///
+/// All slots of the ring always hold a buffer: a received buffer is replaced in its slot at once,
+/// while the cache line is at hand, and the device is told in groups.
+pub struct RxQueue {
+    index: u16,
+    ring: DescriptorRing<4>,
+    /// Next slot to look at.
+    next: u16,
+    /// Slots refilled that the device was not told of.
+    untold: u16,
+    refill_group: u16,
+    /// In the middle of a frame that is being dropped.
+    dropping: bool,
+    /// The buffer in each slot.
+    slots: Box<[u32]>,
+    tail: Doorbell,
+    cache: BufferCache,
+    memory: Arc<DriverMemory>,
+    gate: Gate,
+    vector: Option<Vector>,
+    counters: RxCounters,
+}
+
+impl fmt::Debug for RxQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RxQueue")
+            .field("index", &self.index)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RxQueue {
+    pub(crate) fn new(
+        index: u16,
+        memory: Arc<DriverMemory>,
+        depot: Arc<Depot>,
+        ring: DescriptorRing<4>,
+        tail: Doorbell,
+        gate: Gate,
+    ) -> Self {
+        let length = ring.len();
+        Self {
+            index,
+            next: 0,
+            untold: 0,
+            refill_group: REFILL_GROUP.min(length / 2),
+            dropping: false,
+            slots: Box::new([]),
+            tail,
+            cache: BufferCache::new(depot),
+            memory,
+            gate,
+            vector: None,
+            counters: RxCounters::default(),
+            ring,
+        }
+    }
+
+    /// Fills all slots anew: buffers still in the ring stay there. The device must not be able to
+    /// reach the ring; it is told by [`start`](Self::start).
+    ///
+    /// # Errors
+    /// There are not enough free buffers for the ring, because the caller holds (or dropped) too
+    /// many.
+    pub(crate) fn restart(
+        &mut self,
+        tail: Doorbell,
+        gate: Gate,
+        vector: Option<Vector>,
+    ) -> Result<()> {
+        let length = self.ring.len();
+        if self.slots.is_empty() {
+            let buffers: Vec<u32> = (0..length).map_while(|_| self.cache.pop()).collect();
+            if buffers.len() < usize::from(length) {
+                buffers.into_iter().for_each(|index| self.cache.push(index));
+                return Err(DriverError::Configuration(
+                    "not enough free buffers to fill a receive ring".into(),
+                ));
+            }
+            self.slots = buffers.into();
+        }
+        for (slot, index) in (0..length).zip(&self.slots) {
+            let iova = self.memory.buffer_iova(*index).unwrap_or_default();
+            self.ring.store(slot, 0, iova, Ordering::Relaxed);
+            for word in 1..4 {
+                self.ring.store(slot, word, 0, Ordering::Relaxed);
+            }
+        }
+        self.next = 0;
+        self.untold = 0;
+        self.dropping = false;
+        self.tail = tail;
+        self.gate = gate;
+        self.vector = vector;
+        Ok(())
+    }
+
+    /// Hands all slots but one to the device; the queue must be enabled (SPEC-AVF Appendix A.7).
+    pub(crate) fn start(&mut self) -> Result<()> {
+        self.tail.ring_checked(u32::from(self.ring.len() - 1))
+    }
+
+    /// The queue's index.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The memory that the queue's buffers are in.
+    #[inline]
+    pub fn memory(&self) -> &Arc<DriverMemory> {
+        &self.memory
+    }
+
+    /// Gives back a buffer; one of another driver's memory is ignored.
+    #[inline]
+    pub fn free(&mut self, buffer: Buffer) {
+        if self.memory.buffer_iova(buffer.0).is_some() {
+            self.cache.push(buffer.0);
+        }
+    }
+
+    /// Descriptors in the ring.
+    pub fn ring_length(&self) -> u16 {
+        self.ring.len()
+    }
+
+    /// What the queue has seen.
+    pub fn counters(&self) -> RxCounters {
+        self.counters
+    }
+
+    /// Whether the device was reset, or is gone: nothing is received any more. Hand the queue pair
+    /// to [`crate::AvfControl::rebuild`].
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        !self.gate.is_open()
+    }
+
+    /// Whether the next descriptor is done: one load of memory.
+    #[inline]
+    pub fn is_ready(&self) -> bool {
+        self.ring.load(self.next, 1, Ordering::Relaxed) & DD != 0
+    }
+
+    /// Appends received frames to `out`, whole frames only, until `out` is full or no more are
+    /// there.
+    ///
+    /// Returns how many frames were appended. `N` is at least [`MAX_CHAIN`]. On a stopped queue
+    /// nothing happens.
+    #[inline]
+    pub fn receive<const N: usize>(&mut self, out: &mut ArrayVec<RxSegment, N>) -> usize {
+        const { assert!(N >= MAX_CHAIN, "a burst must be able to hold one frame") };
+        if !self.gate.is_open() {
+            return 0;
+        }
+        let mut frames = 0;
+        // What the device owns; a device that claims more is not followed.
+        let mut owned = self.ring.len() - 1 - self.untold;
+        while owned > 0 && !out.is_full() {
+            let word = self.ring.load(self.next, 1, Ordering::Acquire);
+            if word & DD == 0 {
+                break;
+            }
+            // A frame in one buffer is the usual one.
+            let count = if word & EOP != 0 && !self.dropping { 1 } else { self.chain(owned) };
+            if count == 0 || usize::from(count) > out.remaining_capacity() {
+                break;
+            }
+            let Some(kept) = self.take_frame(count, out) else {
+                self.counters.no_buffer += 1;
+                break;
+            };
+            owned -= count;
+            frames += usize::from(kept);
+        }
+        if self.untold >= self.refill_group {
+            self.tell();
+        }
+        frames
+    }
+
+    /// Slots of the frame at `next`, if all of it is there, else 0. A frame that is too long is
+    /// given in pieces, to be dropped.
+    #[cold]
+    fn chain(&mut self, owned: u16) -> u16 {
+        let length = self.ring.len();
+        let mut slot = self.next;
+        for count in 1..=owned {
+            let word = self.ring.load(slot, 1, Ordering::Acquire);
+            if word & DD == 0 {
+                // What is being dropped need not be whole.
+                return if self.dropping { count - 1 } else { 0 };
+            }
+            if word & EOP != 0 {
+                return count;
+            }
+            if usize::from(count) == MAX_CHAIN {
+                if !self.dropping {
+                    self.counters.malformed += 1;
+                    self.dropping = true;
+                }
+                return count;
+            }
+            slot = if slot + 1 == length { 0 } else { slot + 1 };
+        }
+        0
+    }
+
+    /// Takes `count` segments, a frame, out of the ring into `out`. `None` if buffers to replace
+    /// them are lacking; else whether the frame was kept.
+    #[inline(always)]
+    fn take_frame<const N: usize>(
+        &mut self,
+        count: u16,
+        out: &mut ArrayVec<RxSegment, N>,
+    ) -> Option<bool> {
+        if !self.cache.ensure(usize::from(count)) {
+            return None;
+        }
+        let before = out.len();
+        let mut bytes = 0u64;
+        let mut fits = true;
+        let mut last = 0;
+        for _ in 0..count {
+            let segment = self.take_slot()?;
+            bytes += u64::from(segment.length);
+            fits &= usize::from(segment.length) <= self.memory.buffer_size();
+            last = segment.words[1];
+            let _ = out.try_push(segment);
+        }
+        let kept = !self.dropping && fits && bytes > 0 && last & legacy::RXE == 0;
+        if kept {
+            self.counters.frames += 1;
+            self.counters.bytes += bytes;
+        } else {
+            self.drop_frame(out, before, last);
+        }
+        Some(kept)
+    }
+
+    /// Takes one segment out of its slot and puts a fresh buffer there, which [`tell`](Self::tell)
+    /// hands over.
+    #[inline(always)]
+    fn take_slot(&mut self) -> Option<RxSegment> {
+        let next = self.next;
+        // The words after DD was seen, with acquire, by the caller.
+        let words = [
+            self.ring.load(next, 0, Ordering::Relaxed),
+            self.ring.load(next, 1, Ordering::Relaxed),
+        ];
+        let fresh = self.cache.pop()?;
+        let iova = self.memory.buffer_iova(fresh).unwrap_or_default();
+        self.ring.store(next, 0, iova, Ordering::Relaxed);
+        self.ring.store(next, 1, 0, Ordering::Relaxed);
+        let index = std::mem::replace(self.slots.get_mut(usize::from(next))?, fresh);
+        self.next = if next + 1 == self.ring.len() { 0 } else { next + 1 };
+        self.untold += 1;
+        let length = RxLegacy([words[0], words[1], 0, 0]).length();
+        Some(RxSegment { buffer: Buffer(index), length, words })
+    }
+
+    /// Frees the segments that were appended after `before`, and counts why.
+    #[cold]
+    fn drop_frame<const N: usize>(
+        &mut self,
+        out: &mut ArrayVec<RxSegment, N>,
+        before: usize,
+        last: u64,
+    ) {
+        if self.dropping {
+            // Counted when it began.
+            self.dropping = last & EOP == 0;
+        } else if last & legacy::RXE != 0 {
+            self.counters.damaged += 1;
+        } else {
+            self.counters.malformed += 1;
+        }
+        for segment in out.drain(before..) {
+            self.cache.push(segment.buffer.0);
+        }
+    }
+
+    /// Hands the refilled slots to the device, all but the one before `next`, which stays empty to
+    /// it.
+    #[inline(always)]
+    fn tell(&mut self) {
+        let tail = if self.next == 0 { self.ring.len() - 1 } else { self.next - 1 };
+        self.tail.ring(u32::from(tail));
+        self.untold = 0;
+    }
+
+    /// Arms the queue's interrupt and looks once more: `true` if frames are there already (or the
+    /// queue is stopped), so that there is nothing to wait for. Otherwise
+    /// [`event_fd`](Self::event_fd) becomes readable with the next frame.
+    ///
+    /// # Errors
+    /// The driver was opened without interrupts, or the device is gone.
+    pub fn arm(&mut self) -> Result<bool> {
+        let vector = self.vector.as_ref().ok_or(DriverError::NotGranted("interrupts"))?;
+        if !self.gate.is_open() || self.is_ready() {
+            return Ok(true);
+        }
+        vector.arm()?;
+        Ok(self.is_ready())
+    }
+
+    /// The descriptor that becomes readable when an armed queue has frames, for a caller's own poll
+    /// loop; `None` without interrupts. After it was readable: [`acknowledge`](Self::acknowledge),
+    /// receive until nothing comes, arm again.
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.vector.as_ref().map(Vector::event_fd)
+    }
+
+    /// Makes [`event_fd`](Self::event_fd) unreadable until the next interrupt.
+    pub fn acknowledge(&mut self) {
+        if let Some(vector) = &self.vector {
+            vector.acknowledge();
+        }
+    }
+
+    /// Sleeps until there are frames, or `limit` has passed (`None`: for as long as it takes).
+    ///
+    /// # Errors
+    /// The driver was opened without interrupts, or the device is gone.
+    pub fn wait(&mut self, limit: Option<Duration>) -> Result<Wait> {
+        if self.arm()? {
+            return Ok(Wait::Ready);
+        }
+        let vector = self.vector.as_ref().ok_or(DriverError::NotGranted("interrupts"))?;
+        let woken = vector.wait(limit)?;
+        Ok(if woken || self.is_ready() { Wait::Ready } else { Wait::TimedOut })
+    }
+}
