@@ -36,6 +36,9 @@ fn two_vms() -> NicSwitch {
     switch
 }
 
+/// A VPort, or `None` for the uplink, and the tag there.
+type Place = (Option<u32>, Option<u16>);
+
 /// Forwards one frame and lists where it goes as (VPort or uplink, tag), or why not.
 fn forward(
     switch: &NicSwitch,
@@ -43,7 +46,7 @@ fn forward(
     from: MacAddress,
     to: MacAddress,
     tci: Option<u16>,
-) -> Result<Vec<(Option<u32>, Option<u16>)>, DropReason> {
+) -> Result<Vec<Place>, DropReason> {
     let mut list = EgressList::with_capacity(POOL);
     let key = FrameKey { destination: to.into(), source: from.into(), tci };
     match switch.forward(ingress, &key, &mut list) {

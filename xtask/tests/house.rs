@@ -1,0 +1,127 @@
+//! Rules of the house that the compiler does not hold: layers, lints and licences.
+
+use std::{collections::BTreeMap, path::Path, process::Command};
+
+use serde_json::Value;
+
+/// The layers, lowest first; a crate may depend on its own layer and on those before it.
+const LAYERS: [&str; 5] = ["ground", "formats", "mechanisms", "services", "faces"];
+
+/// Licences that code linked into the program may have.
+const LICENCES: [&str; 11] = [
+    "MIT",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "0BSD",
+    "ISC",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+    "CC0-1.0",
+];
+
+fn metadata(extra: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .args(extra)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Names of the workspace's crates with the folder they lie in.
+fn rooms(metadata: &Value) -> BTreeMap<String, String> {
+    let root = Path::new(metadata["workspace_root"].as_str().unwrap());
+    metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|package| package["source"].is_null())
+        .map(|package| {
+            let manifest = Path::new(package["manifest_path"].as_str().unwrap());
+            let room = manifest.strip_prefix(root).unwrap().iter().next().unwrap();
+            (package["name"].as_str().unwrap().to_owned(), room.to_str().unwrap().to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn no_crate_depends_upwards() {
+    let metadata = metadata(&["--no-deps"]);
+    let rooms = rooms(&metadata);
+    let level = |room: &str| LAYERS.iter().position(|layer| *layer == room);
+    let mut wrong = Vec::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        let Some(own) = level(&rooms[name]) else { continue };
+        for dependency in package["dependencies"].as_array().unwrap() {
+            // Tests may use whatever they need.
+            if dependency["kind"] == "dev" {
+                continue;
+            }
+            let on = dependency["name"].as_str().unwrap();
+            if let Some(room) = rooms.get(on)
+                && level(room).is_none_or(|other| other > own)
+            {
+                wrong.push(format!("{name} ({}) depends on {on} ({room})", rooms[name]));
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    assert!(rooms.len() > 15, "the crates were found");
+}
+
+#[test]
+fn formats_do_no_io() {
+    // What a crate of types has no business with.
+    const IO: [&str; 6] = ["rustix", "libc", "tokio", "mio", "crossbeam-channel", "tracing"];
+    let metadata = metadata(&["--no-deps"]);
+    let rooms = rooms(&metadata);
+    for package in metadata["packages"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        if rooms[name] != "formats" {
+            continue;
+        }
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let on = dependency["name"].as_str().unwrap();
+            assert!(
+                dependency["kind"] == "dev" || !IO.contains(&on),
+                "{name} is a crate of types and depends on {on}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_crate_takes_the_workspace_lints_and_licence() {
+    let metadata = metadata(&["--no-deps"]);
+    for package in metadata["packages"].as_array().unwrap() {
+        let path = package["manifest_path"].as_str().unwrap();
+        let manifest = std::fs::read_to_string(path).unwrap();
+        assert!(manifest.contains("[lints]\nworkspace = true"), "{path} has lints of its own");
+        assert_eq!(package["license"], "Apache-2.0 OR MIT", "{path}");
+    }
+}
+
+#[test]
+fn licences_of_all_dependencies_are_allowed() {
+    let metadata = metadata(&[]);
+    let mut wrong = Vec::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        let licence = package["license"].as_str().unwrap_or("none");
+        // "A OR B" and the older "A/B": one allowed choice is enough, if all its parts are allowed.
+        let allowed = licence.replace('/', " OR ").split(" OR ").any(|choice| {
+            choice.split(" AND ").all(|part| {
+                LICENCES.contains(&part.trim().trim_matches(|c| c == '(' || c == ')'))
+            })
+        });
+        if !allowed {
+            wrong.push(format!("{} {}: {licence}", package["name"], package["version"]));
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
