@@ -113,7 +113,7 @@ impl EtherHeader {
 pub fn insert_vlan_tag(buffer: &mut [u8], length: usize, tag: VlanTag) -> Option<usize> {
     let end = length.checked_add(VLAN_TAG_LEN)?;
     let tail = buffer.get_mut(12..end)?;
-    tail.copy_within(..tail.len() - VLAN_TAG_LEN, VLAN_TAG_LEN);
+    tail.copy_within(..tail.len().checked_sub(VLAN_TAG_LEN)?, VLAN_TAG_LEN);
     *tail.first_chunk_mut::<VLAN_TAG_LEN>()? = tag.to_bytes();
     Some(end)
 }

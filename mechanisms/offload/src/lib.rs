@@ -17,6 +17,8 @@ mod ether;
 mod fill;
 mod rss;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use checksum::{Sum, ipv4_header_checksum, write_ipv4_header_checksum};
