@@ -10,10 +10,17 @@
 
 mod bar;
 mod device;
+mod driver;
+mod front;
+mod invalidation;
+mod ioctl;
 mod luid;
+mod mitigation;
 pub mod pnp;
 
 pub use bar::vf_resource_for_bar;
 pub use device::{InterfaceEntries, MitigableDevice, NO_VENDOR_AND_DEVICE, SriovDevice};
 pub use device_control_protocol::{DeviceLocation, VendorAndDevice};
+pub use driver::{CompleteRequest, PfDriver};
+pub use ioctl::IoctlRequest;
 pub use luid::{LuidGenerator, LuidTable};
