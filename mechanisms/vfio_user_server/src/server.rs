@@ -222,13 +222,14 @@ impl<D: PciFunctionDevice + ?Sized> Worker<D> {
             if ready.wake {
                 self.control.wake.take();
             }
-            if ready.listener {
-                self.accept();
-            }
+            // The client first: one that has just closed makes room for the one that waits.
             if let Some(reason) = self.serve_client(ready.client)
                 && self.listener.is_none()
             {
                 return Some(reason);
+            }
+            if ready.listener {
+                self.accept();
             }
         }
     }

@@ -21,8 +21,8 @@ const BACKLOG: i32 = 8;
 pub(crate) struct ListeningSocket {
     path: PathBuf,
     directory: PathBuf,
-    device: u64,
-    inode: u64,
+    /// The socket's inode, held open so that its number cannot come to mean another.
+    inode: OwnedFd,
 }
 
 impl ListeningSocket {
@@ -59,9 +59,9 @@ impl ListeningSocket {
             source => ServerError::Os { what: "binding", source },
         })?;
         rustix::net::listen(&socket, BACKLOG).map_err(os("listening"))?;
-        let bound = stat(path).map_err(os("looking at the path"))?;
-        let (device, inode) = bound.map_or((0, 0), |stat| (stat.st_dev, stat.st_ino));
-        Ok((Self { path: path.to_path_buf(), directory, device, inode }, socket))
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let inode = rustix::fs::open(path, flags, Mode::empty()).map_err(os("opening the path"))?;
+        Ok((Self { path: path.to_path_buf(), directory, inode }, socket))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -72,8 +72,8 @@ impl ListeningSocket {
 impl Drop for ListeningSocket {
     fn drop(&mut self) {
         let Ok(_lock) = lock_directory(&self.directory) else { return };
-        if let Ok(Some(found)) = stat(&self.path)
-            && (found.st_dev, found.st_ino) == (self.device, self.inode)
+        if let (Ok(Some(found)), Ok(ours)) = (stat(&self.path), rustix::fs::fstat(&self.inode))
+            && (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
         {
             // If it cannot be removed, the next instance replaces it.
             let _ = rustix::fs::unlink(&self.path);
@@ -157,16 +157,19 @@ mod tests {
         assert!(!path.exists());
     }
 
+    /// A socket file that nobody listens at, as kill -9 leaves it.
+    fn leave_stale(path: &Path) {
+        drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        assert!(path.exists());
+    }
+
     #[test]
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("vf0.sock");
-        let (first, socket) = ListeningSocket::bind(&path).unwrap();
+        leave_stale(&path);
+        let (_first, _socket) = ListeningSocket::bind(&path).unwrap();
         assert!(matches!(ListeningSocket::bind(&path), Err(ServerError::InUse { .. })));
-        // As after kill -9: the path stays, nobody listens.
-        drop(socket);
-        std::mem::forget(first);
-        let (_second, _socket) = ListeningSocket::bind(&path).unwrap();
         UnixStream::connect(&path).unwrap();
     }
 
@@ -190,9 +193,7 @@ mod tests {
     fn of_instances_started_at_once_over_a_stale_socket_one_wins() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("vf0.sock");
-        let (stale, socket) = ListeningSocket::bind(&path).unwrap();
-        drop(socket);
-        std::mem::forget(stale);
+        leave_stale(&path);
         let start = std::sync::Barrier::new(4);
         let bound: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
