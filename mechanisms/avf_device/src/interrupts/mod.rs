@@ -1,0 +1,378 @@
+//! Interrupt vectors of one function: arming, moderation, MSI-X masks and eventfds (SPEC-AVF §6).
+//!
+//! Shared without locks between the control code (register writes, virtchnl) and the data path's worker.
+//! Messages are one-shot: sending disarms the vector, and whatever happens until the driver arms it again
+//! makes it fire then. CLEARPBA is ignored, and neither ICR01 nor ring indices decide about messages,
+//! because drivers differ in what they do with them.
+
+mod vector;
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwapOption;
+use avf_protocol::registers::{
+    self, DynCtl, ITR_MASK, ITR_UNIT_NS, ITRN_VECTORS, NO_ITR, RX_DOORBELL_PAGE, cause,
+};
+use shared_memory::DoorbellPage;
+
+use self::vector::{
+    ARMED, Attempt, ENABLED, FUNCTION_MASK, GATE, PEND, PENDING_BIT, VECTOR_MASK, VectorState,
+    WIRED,
+};
+use crate::config::MAX_VECTORS;
+
+/// The interrupt vectors of one function.
+pub struct InterruptVectors {
+    vectors: Vec<Vector>,
+    /// Vectors whose message waits for its interval, one bit each.
+    waiting: AtomicU64,
+    /// ICR01: causes of vector 0, cleared by reading.
+    icr01: AtomicU32,
+    icr0_ena1: AtomicU32,
+    itr01: [AtomicU32; 3],
+    /// Holds the ITRN registers, which drivers may write without our seeing it.
+    rx_doorbells: DoorbellPage,
+}
+
+struct Vector {
+    state: VectorState,
+    /// DYN_CTL as last written, for reading back.
+    dyn_ctl: AtomicU32,
+    eventfd: ArcSwapOption<OwnedFd>,
+}
+
+/// An eventfd that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InterruptError {
+    /// No such vector.
+    #[error("vector {vector} does not exist: the function has {vectors}")]
+    NoSuchVector {
+        /// The vector asked for.
+        vector: u16,
+        /// How many there are.
+        vectors: u16,
+    },
+    /// The descriptor is not an eventfd; anything else could block the data path.
+    #[error("the file descriptor for vector {vector} is not an eventfd")]
+    NotAnEventfd {
+        /// The vector.
+        vector: u16,
+    },
+    /// The descriptor cannot be made non-blocking.
+    #[error("the eventfd for vector {vector} cannot be made non-blocking")]
+    Blocking {
+        /// The vector.
+        vector: u16,
+        /// What the system said.
+        #[source]
+        source: rustix::io::Errno,
+    },
+}
+
+impl InterruptVectors {
+    /// `vectors` (2–17, others are cut to that) vectors, disarmed, disabled and without eventfds.
+    /// `rx_doorbells` is page 0x2000 of BAR0, which also holds the ITRN registers.
+    pub fn new(vectors: u16, rx_doorbells: &DoorbellPage) -> Self {
+        let vectors = (0..vectors.clamp(2, MAX_VECTORS))
+            .map(|vector| Vector {
+                state: VectorState(AtomicU64::new(if vector == 0 { 0 } else { GATE })),
+                dyn_ctl: AtomicU32::new(0),
+                eventfd: ArcSwapOption::empty(),
+            })
+            .collect();
+        Self {
+            vectors,
+            waiting: AtomicU64::new(0),
+            icr01: AtomicU32::new(0),
+            icr0_ena1: AtomicU32::new(0),
+            itr01: Default::default(),
+            rx_doorbells: rx_doorbells.clone(),
+        }
+    }
+
+    /// How many vectors there are.
+    pub fn vectors(&self) -> u16 {
+        u16::try_from(self.vectors.len()).unwrap_or(MAX_VECTORS)
+    }
+
+    // ---- the data path ----
+
+    /// A queue has something to report on `vector`, moderated by ITR `itr_index` (0–2; 3 is none).
+    ///
+    /// Called by the worker once after a burst, when all write-backs are done. Takes no lock and allocates
+    /// nothing; at most one eventfd write. Returns when (ns) the message is due if its interval holds it
+    /// back: the worker is to call [`Self::expire_due`] (or [`Self::expire`]) then.
+    #[inline]
+    pub fn raise(&self, vector: u16, itr_index: u8, now_ns: u64) -> Option<u64> {
+        if vector == 0 {
+            self.icr01.fetch_or(cause::QUEUE_0, Ordering::AcqRel);
+        }
+        let [.., none] = PEND;
+        let pend = PEND.get(usize::from(itr_index)).copied().unwrap_or(none);
+        self.update(vector, pend, 0, now_ns)
+    }
+
+    /// Looks again at a vector whose message was not due; returns when it is, if it still is not.
+    pub fn expire(&self, vector: u16, now_ns: u64) -> Option<u64> {
+        self.update(vector, 0, 0, now_ns)
+    }
+
+    /// Looks again at all vectors whose messages were not due, those that wait because of a register write
+    /// included; returns the next time (ns) to do so. One load when none waits.
+    #[inline]
+    pub fn expire_due(&self, now_ns: u64) -> Option<u64> {
+        if self.waiting.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut waiting = self.waiting.swap(0, Ordering::AcqRel);
+        let mut next: Option<u64> = None;
+        while waiting != 0 {
+            let vector = waiting.trailing_zeros();
+            waiting &= waiting - 1;
+            if let Ok(vector) = u16::try_from(vector)
+                && let Some(due) = self.expire(vector, now_ns)
+            {
+                next = Some(next.map_or(due, |earlier| earlier.min(due)));
+            }
+        }
+        next
+    }
+
+    // ---- the registers ----
+
+    /// The admin queue has a message: latches ICR01.ADMINQ, whatever is enabled, and raises vector 0.
+    pub(crate) fn raise_admin(&self, now_ns: u64) -> Option<u64> {
+        self.icr01.fetch_or(cause::ADMINQ, Ordering::AcqRel);
+        let [.., none] = PEND;
+        self.update(0, none, 0, now_ns)
+    }
+
+    /// DYN_CTL01 (vector 0) or DYN_CTLN1 is written. Returns when a message is due that its interval holds
+    /// back.
+    pub(crate) fn write_dyn_ctl(&self, vector: u16, value: DynCtl, now_ns: u64) -> Option<u64> {
+        let entry = self.vectors.get(usize::from(vector))?;
+        let transient = DynCtl::CLEARPBA | DynCtl::SWINT_TRIG | DynCtl::INTENA | DynCtl::INTENA_MSK;
+        entry.dyn_ctl.store(value.0 & !transient, Ordering::Relaxed);
+        self.set_itr(vector, value.itr_index(), u32::from(value.interval()));
+        let (mut set, mut clear) = (0, 0);
+        if !value.keeps_intena() {
+            if value.intena() { set |= ARMED } else { clear |= ARMED }
+        }
+        if value.software_trigger() {
+            let [.., none] = PEND;
+            set |= none;
+            if vector == 0 {
+                self.icr01.fetch_or(cause::SWINT, Ordering::AcqRel);
+            }
+        }
+        self.update(vector, set, clear, now_ns)
+    }
+
+    /// Reads DYN_CTL01 or DYN_CTLN1: as written, INTENA as it is now.
+    pub(crate) fn read_dyn_ctl(&self, vector: u16) -> u32 {
+        let Some(entry) = self.vectors.get(usize::from(vector)) else { return 0 };
+        let armed = if entry.state.has(ARMED) { DynCtl::INTENA } else { 0 };
+        entry.dyn_ctl.load(Ordering::Relaxed) | armed
+    }
+
+    /// Reads ICR01, which clears it.
+    pub(crate) fn read_icr01(&self) -> u32 {
+        self.icr01.swap(0, Ordering::AcqRel)
+    }
+
+    /// Writes ICR0_ENA1. Drivers write it before or after DYN_CTL01, so it may fire vector 0.
+    pub(crate) fn write_icr0_ena1(&self, value: u32, now_ns: u64) -> Option<u64> {
+        self.icr0_ena1.store(value, Ordering::Relaxed);
+        if value & cause::ADMINQ != 0 {
+            self.update(0, GATE, 0, now_ns)
+        } else {
+            self.update(0, 0, GATE, now_ns)
+        }
+    }
+
+    /// Reads ICR0_ENA1.
+    pub(crate) fn read_icr0_ena1(&self) -> u32 {
+        self.icr0_ena1.load(Ordering::Relaxed)
+    }
+
+    /// Writes an ITR register: interval in 2 µs units. Index 3 is no register.
+    pub(crate) fn set_itr(&self, vector: u16, index: u8, interval: u32) {
+        let interval = interval & ITR_MASK;
+        if index >= NO_ITR {
+            return;
+        }
+        match vector.checked_sub(1) {
+            None => {
+                if let Some(itr) = self.itr01.get(usize::from(index)) {
+                    itr.store(interval, Ordering::Relaxed);
+                }
+            }
+            Some(register) => {
+                if let Some(word) = itrn_word(index, register) {
+                    self.rx_doorbells.store(word, interval);
+                }
+            }
+        }
+    }
+
+    /// Reads an ITR register.
+    pub(crate) fn itr(&self, vector: u16, index: u8) -> u32 {
+        let value = match vector.checked_sub(1) {
+            None => self.itr01.get(usize::from(index)).map(|itr| itr.load(Ordering::Relaxed)),
+            Some(register) => itrn_word(index, register).map(|word| self.rx_doorbells.load(word)),
+        };
+        value.unwrap_or(0) & ITR_MASK
+    }
+
+    // ---- MSI-X ----
+
+    /// Lets messages out, or holds them and their causes back: MSI-X Enable and Bus Master Enable, both.
+    pub fn set_enabled(&self, enabled: bool, now_ns: u64) -> Option<u64> {
+        self.update_all(ENABLED, enabled, now_ns)
+    }
+
+    /// Function Mask of the MSI-X capability: masked messages wait in the pending bits.
+    pub fn set_function_mask(&self, masked: bool, now_ns: u64) -> Option<u64> {
+        self.update_all(FUNCTION_MASK, masked, now_ns)
+    }
+
+    /// Mask bit of one vector's MSI-X table entry: a masked message waits in the pending bit. Unmasking
+    /// sends it.
+    pub fn set_vector_mask(&self, vector: u16, masked: bool, now_ns: u64) -> Option<u64> {
+        let (set, clear) = if masked { (VECTOR_MASK, 0) } else { (0, VECTOR_MASK) };
+        self.update(vector, set, clear, now_ns)
+    }
+
+    /// The MSI-X pending bit array: bit n is vector n.
+    pub fn pending_bits(&self) -> u64 {
+        let pending = |entry: &Vector| u64::from(entry.state.has(PENDING_BIT));
+        self.vectors.iter().rev().fold(0, |bits, entry| bits << 1 | pending(entry))
+    }
+
+    /// Gives a vector an eventfd to write to, or takes it away. Without one the vector behaves as if it was
+    /// masked. The descriptor is made non-blocking.
+    pub fn set_eventfd(
+        &self,
+        vector: u16,
+        eventfd: Option<OwnedFd>,
+        now_ns: u64,
+    ) -> Result<Option<u64>, InterruptError> {
+        let entry = self
+            .vectors
+            .get(usize::from(vector))
+            .ok_or(InterruptError::NoSuchVector { vector, vectors: self.vectors() })?;
+        let Some(eventfd) = eventfd else {
+            let deadline = self.update(vector, 0, WIRED, now_ns);
+            entry.eventfd.store(None);
+            return Ok(deadline);
+        };
+        check_eventfd(vector, &eventfd)?;
+        entry.eventfd.store(Some(Arc::new(eventfd)));
+        Ok(self.update(vector, WIRED, 0, now_ns))
+    }
+
+    /// Sends a message on a vector whatever its state, as a client's loopback test asks for.
+    pub fn trigger(&self, vector: u16) {
+        if let Some(entry) = self.vectors.get(usize::from(vector)) {
+            entry.send();
+        }
+    }
+
+    /// Forgets events, arming, pending bits and intervals of vector 0; what queue vectors' intervals are is
+    /// in the doorbell page. Eventfds, masks and the enable stay.
+    pub(crate) fn reset(&self) {
+        self.icr0_ena1.store(0, Ordering::Relaxed);
+        for itr in &self.itr01 {
+            itr.store(0, Ordering::Relaxed);
+        }
+        for (vector, entry) in self.vectors.iter().enumerate() {
+            entry.state.reset(if vector == 0 { GATE } else { 0 });
+            entry.dyn_ctl.store(0, Ordering::Relaxed);
+        }
+        self.waiting.store(0, Ordering::Release);
+        self.icr01.store(0, Ordering::Release);
+    }
+
+    /// After [`Self::reset`], what a function level reset does besides: MSI-X off and unmasked. The
+    /// eventfds are the client's and stay.
+    pub(crate) fn disable(&self) {
+        for (vector, entry) in self.vectors.iter().enumerate() {
+            let gate = if vector == 0 { GATE } else { 0 };
+            entry.state.reset(gate | ENABLED | VECTOR_MASK | FUNCTION_MASK);
+        }
+    }
+
+    fn update_all(&self, flag: u64, on: bool, now_ns: u64) -> Option<u64> {
+        let (set, clear) = if on { (flag, 0) } else { (0, flag) };
+        (0..self.vectors()).filter_map(|vector| self.update(vector, set, clear, now_ns)).min()
+    }
+
+    /// One transition of a vector and what follows from it.
+    #[inline]
+    fn update(&self, vector: u16, set: u64, clear: u64, now_ns: u64) -> Option<u64> {
+        let entry = self.vectors.get(usize::from(vector))?;
+        let spacing = |index: usize| {
+            let index = u8::try_from(index).unwrap_or(NO_ITR);
+            u64::from(self.itr(vector, index)) * ITR_UNIT_NS
+        };
+        match entry.state.update(set, clear, now_ns, spacing) {
+            Attempt::Nothing => None,
+            Attempt::Send => {
+                entry.send();
+                None
+            }
+            Attempt::Wait(due) => {
+                self.waiting.fetch_or(1 << vector, Ordering::AcqRel);
+                Some(due)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for InterruptVectors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "InterruptVectors({})", self.vectors.len())
+    }
+}
+
+impl Vector {
+    fn send(&self) {
+        match &*self.eventfd.load() {
+            // A full counter is not an error: the other end has not yet seen what is there.
+            Some(eventfd) => drop(rustix::io::write(&**eventfd, &1u64.to_ne_bytes())),
+            // Taken away since the transition: keep the message.
+            None => drop(self.state.update(PENDING_BIT, WIRED, 0, |_| 0)),
+        }
+    }
+}
+
+/// Index in the RX doorbell page of an ITRN register; `None` if there is none.
+#[inline]
+fn itrn_word(index: u8, register: u16) -> Option<usize> {
+    if index >= NO_ITR || u32::from(register) >= ITRN_VECTORS {
+        return None;
+    }
+    usize::try_from((registers::itrn(index, register) - RX_DOORBELL_PAGE) / 4).ok()
+}
+
+/// Refuses what could block a write for ever.
+fn check_eventfd(vector: u16, fd: &OwnedFd) -> Result<(), InterruptError> {
+    use std::os::fd::AsRawFd;
+
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    if !link.is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]") {
+        return Err(InterruptError::NotAnEventfd { vector });
+    }
+    rustix::fs::fcntl_getfl(fd)
+        .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK))
+        .map_err(|source| InterruptError::Blocking { vector, source })
+}
+
+#[cfg(test)]
+mod tests;
