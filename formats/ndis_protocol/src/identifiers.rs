@@ -62,7 +62,7 @@ impl fmt::Display for VfId {
 }
 
 /// A VPort on a NIC switch. 0 is the default VPort, which exists as long as the switch does.
-#[derive(Copy, Clone, Eq, PartialEq, Hash, Ord, PartialOrd, Debug)]
+#[derive(Copy, Clone, Default, Eq, PartialEq, Hash, Ord, PartialOrd, Debug)]
 pub struct VPortId(u32);
 
 impl VPortId {
@@ -128,7 +128,7 @@ impl fmt::Display for FilterId {
 }
 
 /// A NIC switch of an adapter. Only the default one, 0, exists in practice.
-#[derive(Copy, Clone, Eq, PartialEq, Hash, Ord, PartialOrd, Debug)]
+#[derive(Copy, Clone, Default, Eq, PartialEq, Hash, Ord, PartialOrd, Debug)]
 pub struct SwitchId(u32);
 
 impl SwitchId {
