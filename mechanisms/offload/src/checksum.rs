@@ -91,24 +91,23 @@ const STEP: usize = 64;
 #[inline(always)]
 fn sum_native(bytes: &[u8]) -> u64 {
     let mut sum = 0u64;
-    let mut rest = bytes;
-    if bytes.len() >= STEP {
-        let (steps, tail) = bytes.as_chunks::<STEP>();
-        rest = tail;
-        // Two accumulators a lane: the compiler makes this masks, shifts and adds of whole vectors.
-        let mut low = [0u64; STEP / 8];
-        let mut high = [0u64; STEP / 8];
+    let (steps, rest) = bytes.as_chunks::<STEP>();
+    if !steps.is_empty() {
+        // A lane sums words modulo 2^64 and their high halves apart; the low halves' sum is what is left.
+        // The compiler makes this an add, a shift and an add of whole vectors.
+        let mut words = [0u64; STEP / 8];
+        let mut highs = [0u64; STEP / 8];
         for step in steps {
-            let (words, _) = step.as_chunks::<8>();
-            for ((low, high), word) in low.iter_mut().zip(high.iter_mut()).zip(words) {
+            let (step, _) = step.as_chunks::<8>();
+            for ((all, high), word) in words.iter_mut().zip(highs.iter_mut()).zip(step) {
                 let word = u64::from_ne_bytes(*word);
-                *low += word & 0xFFFF_FFFF;
+                *all = all.wrapping_add(word);
                 *high += word >> 32;
             }
         }
-        // 2^18-byte messages leave each lane below 2^45.
-        for (low, high) in low.into_iter().zip(high) {
-            sum += u64::from(fold_native(low)) + u64::from(fold_native(high));
+        // 2^18-byte messages leave the halves' sums of a lane below 2^45.
+        for (all, high) in words.into_iter().zip(highs) {
+            sum += high + all.wrapping_sub(high << 32);
         }
     }
     let (words, tail) = rest.as_chunks::<8>();
@@ -116,13 +115,15 @@ fn sum_native(bytes: &[u8]) -> u64 {
         let word = u64::from_ne_bytes(*word);
         sum += (word & 0xFFFF_FFFF) + (word >> 32);
     }
-    if !tail.is_empty() {
-        let mut last = [0u8; 8];
-        for (to, from) in last.iter_mut().zip(tail) {
-            *to = *from;
-        }
-        let word = u64::from_ne_bytes(last);
-        sum += (word & 0xFFFF_FFFF) + (word >> 32);
+    let (longs, tail) = tail.as_chunks::<4>();
+    for long in longs {
+        sum += u64::from(u32::from_ne_bytes(*long));
+    }
+    match *tail {
+        [a, b, c] => sum += u64::from(u32::from_ne_bytes([a, b, c, 0])),
+        [a, b] => sum += u64::from(u16::from_ne_bytes([a, b])),
+        [a] => sum += u64::from(u16::from_ne_bytes([a, 0])),
+        _ => {}
     }
     sum
 }

@@ -169,41 +169,102 @@ const MAX_TAGS: usize = 2;
 #[inline]
 pub fn classify(header: &[u8], frame_len: usize) -> PacketInfo {
     let header = header.get(..frame_len).unwrap_or(header);
-    let mut info = PacketInfo::default();
-    let Some((ether, mut rest)) = header.split_first_chunk::<14>() else { return info };
+    let Some((ether, rest)) = header.split_first_chunk::<14>() else {
+        return PacketInfo::default();
+    };
     let &[d0, d1, d2, d3, d4, d5, _, _, _, _, _, _, e0, e1] = ether;
-    info.cast = match d0 & 1 {
+    let cast = match d0 & 1 {
         0 => Cast::Unicast,
         _ if [d0, d1, d2, d3, d4, d5] == [0xFF; 6] => Cast::Broadcast,
         _ => Cast::Multicast,
     };
-    info.l2_len = 14;
-    info.packet_type = PacketType::L2;
-    let mut ethertype = u16::from_be_bytes([e0, e1]);
-    for _ in 0..MAX_TAGS {
-        if !is_tpid(ethertype) {
-            break;
-        }
-        let Some((&[c0, c1, i0, i1], after)) = rest.split_first_chunk::<4>() else { return info };
-        info.vlan.get_or_insert(VlanTag { tpid: ethertype, tci: u16::from_be_bytes([c0, c1]) });
-        info.l2_len += 4;
-        ethertype = u16::from_be_bytes([i0, i1]);
-        rest = after;
-    }
+    let ethertype = u16::from_be_bytes([e0, e1]);
+    let tags = if is_tpid(ethertype) {
+        walk_tags(ethertype, rest)
+    } else {
+        Tags { vlan: None, ethertype: Some(ethertype), l2_len: 14, rest }
+    };
     let frame_len = u32::try_from(frame_len).unwrap_or(u32::MAX);
-    match ethertype {
-        ETHERTYPE_IPV4 => ipv4(&mut info, rest, frame_len),
-        ETHERTYPE_IPV6 => ipv6(&mut info, rest, frame_len),
-        ETHERTYPE_ARP => info.packet_type = PacketType::Arp,
-        ETHERTYPE_LLDP => info.packet_type = PacketType::Lldp,
-        _ => {}
+    let network = match tags.ethertype {
+        Some(ETHERTYPE_IPV4) => ipv4(tags.rest, tags.l2_len, frame_len),
+        Some(ETHERTYPE_IPV6) => ipv6(tags.rest, tags.l2_len, frame_len),
+        Some(ETHERTYPE_ARP) => Network::none(PacketType::Arp),
+        Some(ETHERTYPE_LLDP) => Network::none(PacketType::Lldp),
+        _ => Network::none(PacketType::L2),
+    };
+    PacketInfo {
+        packet_type: network.packet_type,
+        cast,
+        vlan: tags.vlan,
+        l2_len: tags.l2_len,
+        l3: network.l3,
+        l3_len: network.l3_len,
+        l4: network.l4,
+        datagram_end: network.datagram_end,
+        ipv6_extensions: network.extensions,
+        ipv6_rerouted: network.rerouted,
+        fragment: network.fragment,
     }
-    info
+}
+
+/// The Ethernet header's tags and what follows them.
+struct Tags<'a> {
+    vlan: Option<VlanTag>,
+    /// `None` when the bytes end inside a tag.
+    ethertype: Option<u16>,
+    l2_len: u16,
+    rest: &'a [u8],
+}
+
+#[inline(never)]
+fn walk_tags(ethertype: u16, rest: &[u8]) -> Tags<'_> {
+    let mut tags = Tags { vlan: None, ethertype: Some(ethertype), l2_len: 14, rest };
+    for _ in 0..MAX_TAGS {
+        let Some(tpid) = tags.ethertype.filter(|ethertype| is_tpid(*ethertype)) else { break };
+        let Some((&[c0, c1, i0, i1], after)) = tags.rest.split_first_chunk::<4>() else {
+            tags.ethertype = None;
+            break;
+        };
+        tags.vlan.get_or_insert(VlanTag { tpid, tci: u16::from_be_bytes([c0, c1]) });
+        tags.ethertype = Some(u16::from_be_bytes([i0, i1]));
+        tags.l2_len += 4;
+        tags.rest = after;
+    }
+    tags
+}
+
+/// What lies above the Ethernet header.
+struct Network {
+    packet_type: PacketType,
+    l3: Option<L3Protocol>,
+    l3_len: u16,
+    l4: Option<L4Protocol>,
+    datagram_end: Option<u32>,
+    extensions: bool,
+    rerouted: bool,
+    fragment: bool,
+}
+
+impl Network {
+    #[inline(always)]
+    const fn none(packet_type: PacketType) -> Self {
+        Self {
+            packet_type,
+            l3: None,
+            l3_len: 0,
+            l4: None,
+            datagram_end: None,
+            extensions: false,
+            rerouted: false,
+            fragment: false,
+        }
+    }
 }
 
 #[inline(always)]
-fn ipv4(info: &mut PacketInfo, packet: &[u8], frame_len: u32) {
-    let Some(head) = packet.first_chunk::<20>() else { return };
+fn ipv4(packet: &[u8], l2_len: u16, frame_len: u32) -> Network {
+    let none = Network::none(PacketType::L2);
+    let Some(head) = packet.first_chunk::<20>() else { return none };
     let &[version_ihl, _, t0, t1, _, _, f0, f1, _, protocol, ..] = head;
     let header_len = u16::from(version_ihl & 0xF) * 4;
     let total_len = u16::from_be_bytes([t0, t1]);
@@ -212,68 +273,70 @@ fn ipv4(info: &mut PacketInfo, packet: &[u8], frame_len: u32) {
         || total_len < header_len
         || packet.len() < usize::from(header_len)
     {
-        return;
+        return none;
     }
-    info.l3 = Some(L3Protocol::Ipv4);
-    info.l3_len = header_len;
-    info.packet_type = PacketType::Ipv4Other;
-    let end = u32::from(info.l2_len) + u32::from(total_len);
-    info.datagram_end = (end <= frame_len).then_some(end);
+    let end = u32::from(l2_len) + u32::from(total_len);
     // MF or an offset.
-    if u16::from_be_bytes([f0, f1]) & 0x3FFF != 0 {
-        info.fragment = true;
-        info.packet_type = PacketType::Ipv4Fragment;
-        return;
-    }
+    let fragment = u16::from_be_bytes([f0, f1]) & 0x3FFF != 0;
     let (l4, packet_type) = match protocol {
-        IP_TCP => (L4Protocol::Tcp, PacketType::Ipv4Tcp),
-        IP_UDP => (L4Protocol::Udp, PacketType::Ipv4Udp),
-        IP_ICMP => (L4Protocol::Icmp, PacketType::Ipv4Icmp),
-        IP_SCTP => (L4Protocol::Sctp, PacketType::Ipv4Sctp),
-        _ => return,
+        _ if fragment => (None, PacketType::Ipv4Fragment),
+        IP_TCP => (Some(L4Protocol::Tcp), PacketType::Ipv4Tcp),
+        IP_UDP => (Some(L4Protocol::Udp), PacketType::Ipv4Udp),
+        IP_ICMP => (Some(L4Protocol::Icmp), PacketType::Ipv4Icmp),
+        IP_SCTP => (Some(L4Protocol::Sctp), PacketType::Ipv4Sctp),
+        _ => (None, PacketType::Ipv4Other),
     };
-    let needed = header_len + l4.min_header_len();
-    if total_len >= needed && packet.len() >= usize::from(needed) {
-        info.l4 = Some(l4);
-        info.packet_type = packet_type;
+    let needed = header_len + l4.map_or(0, L4Protocol::min_header_len);
+    let whole = total_len >= needed && packet.len() >= usize::from(needed);
+    Network {
+        packet_type: if whole { packet_type } else { PacketType::Ipv4Other },
+        l3: Some(L3Protocol::Ipv4),
+        l3_len: header_len,
+        l4: l4.filter(|_| whole),
+        datagram_end: (end <= frame_len).then_some(end),
+        fragment,
+        extensions: false,
+        rerouted: false,
     }
 }
 
 #[inline(always)]
-fn ipv6(info: &mut PacketInfo, packet: &[u8], frame_len: u32) {
-    let Some((head, rest)) = packet.split_first_chunk::<40>() else { return };
+fn ipv6(packet: &[u8], l2_len: u16, frame_len: u32) -> Network {
+    let none = Network::none(PacketType::L2);
+    let Some((head, rest)) = packet.split_first_chunk::<40>() else { return none };
     let &[version, _, _, _, p0, p1, next_header, ..] = head;
     if version >> 4 != 6 {
-        return;
+        return none;
     }
-    info.l3 = Some(L3Protocol::Ipv6);
-    info.l3_len = 40;
-    info.packet_type = PacketType::Ipv6Other;
-    let payload_len = u32::from(u16::from_be_bytes([p0, p1]));
-    let end = u32::from(info.l2_len) + 40 + payload_len;
-    if payload_len != 0 || next_header != EXT_HOP_BY_HOP {
-        info.datagram_end = (end <= frame_len).then_some(end);
-    }
-    let (next_header, rest) = if is_extension(next_header) {
-        match walk_extensions(info, next_header, rest, payload_len) {
-            Some(after) => after,
-            None => return,
-        }
+    let payload_len = u16::from_be_bytes([p0, p1]);
+    let end = u32::from(l2_len) + 40 + u32::from(payload_len);
+    // A payload length of 0 before hop-by-hop options is a jumbogram's.
+    let stated = payload_len != 0 || next_header != EXT_HOP_BY_HOP;
+    let upper = if is_extension(next_header) {
+        walk_extensions(next_header, rest, payload_len)
     } else {
-        (next_header, rest)
+        Upper { protocol: Some(next_header), rest, ..Upper::default() }
     };
-    let (l4, packet_type) = match next_header {
-        IP_TCP => (L4Protocol::Tcp, PacketType::Ipv6Tcp),
-        IP_UDP => (L4Protocol::Udp, PacketType::Ipv6Udp),
-        IP_ICMPV6 => (L4Protocol::Icmp, PacketType::Ipv6Icmp),
-        IP_SCTP => (L4Protocol::Sctp, PacketType::Ipv6Sctp),
-        _ => return,
+    let (l4, packet_type) = match upper.protocol {
+        _ if upper.fragment => (None, PacketType::Ipv6Fragment),
+        Some(IP_TCP) => (Some(L4Protocol::Tcp), PacketType::Ipv6Tcp),
+        Some(IP_UDP) => (Some(L4Protocol::Udp), PacketType::Ipv6Udp),
+        Some(IP_ICMPV6) => (Some(L4Protocol::Icmp), PacketType::Ipv6Icmp),
+        Some(IP_SCTP) => (Some(L4Protocol::Sctp), PacketType::Ipv6Sctp),
+        _ => (None, PacketType::Ipv6Other),
     };
-    let needed = l4.min_header_len();
-    let extensions = u32::from(info.l3_len) - 40;
-    if payload_len >= extensions + u32::from(needed) && rest.len() >= usize::from(needed) {
-        info.l4 = Some(l4);
-        info.packet_type = packet_type;
+    let needed = l4.map_or(0, L4Protocol::min_header_len);
+    let whole = payload_len >= upper.extensions_len.saturating_add(needed)
+        && upper.rest.len() >= usize::from(needed);
+    Network {
+        packet_type: if whole { packet_type } else { PacketType::Ipv6Other },
+        l3: Some(L3Protocol::Ipv6),
+        l3_len: 40 + upper.extensions_len,
+        l4: l4.filter(|_| whole),
+        datagram_end: (stated && end <= frame_len).then_some(end),
+        extensions: is_extension(next_header),
+        rerouted: upper.rerouted,
+        fragment: upper.fragment,
     }
 }
 
@@ -292,47 +355,56 @@ const fn is_extension(next_header: u8) -> bool {
     )
 }
 
-/// Walks extension headers. Yields the upper-layer protocol and the bytes from there on; `None` when the
-/// packet type is decided already (fragments) or the chain is broken, too long, or not all there.
-#[cold]
-fn walk_extensions<'a>(
-    info: &mut PacketInfo,
-    mut next_header: u8,
-    mut rest: &'a [u8],
-    payload_len: u32,
-) -> Option<(u8, &'a [u8])> {
-    info.ipv6_extensions = true;
+/// What follows the IPv6 header and its extension headers.
+#[derive(Default)]
+struct Upper<'a> {
+    /// `None` when the chain is broken, too long, or not all there.
+    protocol: Option<u8>,
+    extensions_len: u16,
+    fragment: bool,
+    rerouted: bool,
+    rest: &'a [u8],
+}
+
+#[inline(never)]
+fn walk_extensions(mut next_header: u8, rest: &[u8], payload_len: u16) -> Upper<'_> {
+    let mut upper = Upper { rest, ..Upper::default() };
     for position in 0..MAX_EXTENSIONS {
         if !is_extension(next_header) {
-            return Some((next_header, rest));
+            break;
         }
         if next_header == EXT_HOP_BY_HOP && position != 0 {
-            return None; // RFC 8200 §4.1: only directly after the IPv6 header.
+            return upper; // RFC 8200 §4.1: only directly after the IPv6 header.
         }
-        let &[following, length, b2, b3, ..] = rest.first_chunk::<8>()?;
+        let Some(&[following, length, b2, b3, ..]) = upper.rest.first_chunk::<8>() else {
+            return upper;
+        };
         let length = match next_header {
             EXT_FRAGMENT => 8,
             EXT_AUTHENTICATION => (u16::from(length) + 2) * 4,
             _ => (u16::from(length) + 1) * 8,
         };
-        let (_, after) = rest.split_at_checked(usize::from(length))?;
-        if u32::from(info.l3_len) - 40 + u32::from(length) > payload_len {
-            return None;
+        // Eight headers of at most 2 KiB each: no overflow.
+        let total = upper.extensions_len + length;
+        let Some((_, after)) = upper.rest.split_at_checked(usize::from(length)) else {
+            return upper;
+        };
+        if total > payload_len {
+            return upper;
         }
+        upper.extensions_len = total;
+        upper.rest = after;
         match next_header {
             // An offset or M; without either it is an "atomic fragment" (RFC 6946), a whole datagram.
             EXT_FRAGMENT if u16::from_be_bytes([b2, b3]) & 0xFFF9 != 0 => {
-                info.l3_len += length;
-                info.fragment = true;
-                info.packet_type = PacketType::Ipv6Fragment;
-                return None;
+                upper.fragment = true;
+                return upper;
             }
-            EXT_ROUTING if b3 != 0 => info.ipv6_rerouted = true,
+            EXT_ROUTING if b3 != 0 => upper.rerouted = true,
             _ => {}
         }
-        info.l3_len += length;
         next_header = following;
-        rest = after;
     }
-    (!is_extension(next_header)).then_some((next_header, rest))
+    upper.protocol = Some(next_header).filter(|next_header| !is_extension(*next_header));
+    upper
 }

@@ -1,7 +1,7 @@
 //! Receive-side scaling (SPEC-AVF §5.7): which bytes of a packet are hashed, the Toeplitz hash, and the
 //! queue that the lookup table names.
 
-use crate::classify::{L3Protocol, L4Protocol, PacketInfo, PacketType};
+use crate::classify::{L3Protocol, L4Protocol, PacketInfo};
 
 /// Bytes of the hash key.
 pub const RSS_KEY_LEN: usize = 52;
@@ -89,51 +89,80 @@ pub struct RssInput {
     length: u8,
 }
 
-impl RssInput {
-    /// Selects the input of a packet: `None` when its type is not enabled or has no input.
-    ///
-    /// `header` is the start of the frame and `info` what [`classify`](crate::classify) said of it.
-    #[inline]
-    pub fn select(header: &[u8], info: &PacketInfo, enabled: HashEnable) -> Option<Self> {
-        let l3 = info.l3?;
+/// Source and destination address, as they stand in the header.
+enum Addresses<'a> {
+    V4(&'a [u8; 8]),
+    V6(&'a [u8; 32]),
+}
+
+/// Where the input of a packet's hash lies in its header.
+struct Selection<'a> {
+    addresses: Addresses<'a>,
+    ports: Option<&'a [u8; 4]>,
+}
+
+impl<'a> Selection<'a> {
+    #[inline(always)]
+    fn of(header: &'a [u8], info: &PacketInfo, enabled: HashEnable) -> Option<Self> {
         let ip = header.get(info.l3_offset()..)?;
-        let addresses = match l3 {
-            L3Protocol::Ipv4 => ip.get(12..20)?,
-            L3Protocol::Ipv6 => ip.get(8..40)?,
+        let (addresses, multicast, shift) = match info.l3? {
+            L3Protocol::Ipv4 => {
+                let addresses = ip.get(12..)?.first_chunk::<8>()?;
+                let &[_, _, _, _, first, ..] = addresses;
+                (Addresses::V4(addresses), first & 0xF0 == 0xE0, 0)
+            }
+            L3Protocol::Ipv6 => {
+                let addresses = ip.get(8..)?.first_chunk::<32>()?;
+                let &[_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, first, ..] = addresses;
+                (Addresses::V6(addresses), first == 0xFF, 10)
+            }
         };
-        let v6 = l3 == L3Protocol::Ipv6;
-        let (bits, ports) = match info.l4 {
+        let transport = header.get(info.l4_offset()..).unwrap_or_default();
+        let (bits, has_ports) = match info.l4 {
             Some(L4Protocol::Tcp) => {
-                let flags = header.get(info.l4_offset().saturating_add(13)).copied().unwrap_or(0);
+                let flags = transport.get(13).copied().unwrap_or(0);
                 let syn = if flags & 0x12 == 0x02 { HashEnable::IPV4_TCP_SYN } else { 0 };
                 (HashEnable::IPV4_TCP | syn, true)
             }
-            Some(L4Protocol::Udp) => {
-                let cast = match (v6, addresses.get(addresses.len() / 2)) {
-                    (true, Some(0xFF)) | (false, Some(0xE0..=0xEF)) => {
-                        HashEnable::IPV4_MULTICAST_UDP
-                    }
-                    _ => HashEnable::IPV4_UNICAST_UDP,
-                };
-                (HashEnable::IPV4_UDP | cast, true)
+            Some(L4Protocol::Udp) if multicast => {
+                (HashEnable::IPV4_UDP | HashEnable::IPV4_MULTICAST_UDP, true)
             }
+            Some(L4Protocol::Udp) => (HashEnable::IPV4_UDP | HashEnable::IPV4_UNICAST_UDP, true),
             Some(L4Protocol::Sctp) => (HashEnable::IPV4_SCTP, true),
             _ if info.fragment => (HashEnable::IPV4_FRAGMENT, false),
             _ => (HashEnable::IPV4_OTHER, false),
         };
         // The bits of IPv6 are those of IPv4, ten further.
-        if !enabled.has(if v6 { bits << 10 } else { bits }) {
+        if !enabled.has(bits << shift) {
             return None;
         }
-        debug_assert!(info.packet_type != PacketType::Unknown);
-        let mut input = Self { bytes: [0; MAX_INPUT_LEN], length: if v6 { 32 } else { 8 } };
-        input.bytes.get_mut(..addresses.len())?.copy_from_slice(addresses);
-        if ports {
-            let ports = header.get(info.l4_offset()..)?.first_chunk::<4>()?;
-            input.bytes.get_mut(addresses.len()..)?.first_chunk_mut::<4>()?.copy_from_slice(ports);
-            input.length += 4;
+        let ports = if has_ports { Some(transport.first_chunk::<4>()?) } else { None };
+        Some(Self { addresses, ports })
+    }
+}
+
+impl RssInput {
+    /// Selects the input of a packet: `None` when its type is not enabled or has no input.
+    ///
+    /// `header` is the start of the frame and `info` what [`classify`](crate::classify) said of it.
+    pub fn select(header: &[u8], info: &PacketInfo, enabled: HashEnable) -> Option<Self> {
+        let selection = Selection::of(header, info, enabled)?;
+        let mut input = Self { bytes: [0; MAX_INPUT_LEN], length: 0 };
+        match selection.addresses {
+            Addresses::V4(addresses) => input.append(addresses)?,
+            Addresses::V6(addresses) => input.append(addresses)?,
+        }
+        if let Some(ports) = selection.ports {
+            input.append(ports)?;
         }
         Some(input)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Option<()> {
+        let from = usize::from(self.length);
+        self.bytes.get_mut(from..from.checked_add(bytes.len())?)?.copy_from_slice(bytes);
+        self.length = self.length.checked_add(u8::try_from(bytes.len()).ok()?)?;
+        Some(())
     }
 
     /// The bytes.
@@ -171,8 +200,15 @@ impl Toeplitz {
     /// The hash of `input`; what lies beyond 36 bytes is not looked at.
     #[inline]
     pub fn hash(&self, input: &[u8]) -> u32 {
+        self.hash_at(0, input)
+    }
+
+    /// The part of the hash that `bytes` add from byte `at` of the input on.
+    #[inline(always)]
+    fn hash_at(&self, at: usize, bytes: &[u8]) -> u32 {
+        let tables = self.tables.get(at..).unwrap_or_default();
         let mut hash = 0;
-        for (byte, [high, low]) in input.iter().zip(&self.tables) {
+        for (byte, [high, low]) in bytes.iter().zip(tables) {
             let (h, l) = (usize::from(byte >> 4), usize::from(byte & 0xF));
             if let (Some(h), Some(l)) = (high.get(h), low.get(l)) {
                 hash ^= h ^ l;
@@ -189,7 +225,15 @@ impl Toeplitz {
         info: &PacketInfo,
         enabled: HashEnable,
     ) -> Option<u32> {
-        Some(self.hash(RssInput::select(header, info, enabled)?.as_bytes()))
+        let Selection { addresses, ports } = Selection::of(header, info, enabled)?;
+        let (mut hash, at) = match addresses {
+            Addresses::V4(addresses) => (self.hash_at(0, addresses), addresses.len()),
+            Addresses::V6(addresses) => (self.hash_at(0, addresses), addresses.len()),
+        };
+        if let Some(ports) = ports {
+            hash ^= self.hash_at(at, ports);
+        }
+        Some(hash)
     }
 }
 
