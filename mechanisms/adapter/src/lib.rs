@@ -1,4 +1,26 @@
 //! The software SR-IOV adapter: PF miniport and data path of a NIC.
+//!
+//! It owns one NIC: a PF with its SR-IOV capability, VFs that follow AVF, a NIC switch, queue pairs, and an
+//! uplink. Each function is served as a PCI function on a vfio-user socket; the switch, VPorts and filters
+//! are managed by OIDs through the [`ndis::PfMiniport`] contract. It keeps no policy: who gets a VF, and
+//! when, is the virtualization stack's business.
+//!
+//! Layer: mechanisms (ARCHITECTURE.md). Specifications: SPEC-NDIS-SRIOV §2–§6, SPEC-AVF, SPEC-PCIVIRT §9.
+//!
+//! * [`Adapter`]: PF, VFs, VPorts and their sockets
+//! * `function`: one PCI function: configuration space, registers, doorbells, interrupts
+//! * `miniport`: the NDIS contract in front of the adapter
+//! * [`data_path`]: the worker thread that moves the frames
 
+mod adapter;
 mod clock;
+mod config;
 pub mod data_path;
+mod error;
+mod function;
+
+pub use adapter::{Adapter, RequestError};
+pub use config::AdapterConfig;
+pub use data_path::{FunctionStats, UplinkStats};
+pub use error::AdapterError;
+pub use function::FunctionError;

@@ -1,6 +1,6 @@
 //! The switch: VPorts, receive filters and the forwarding decision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use ndis_protocol::{FilterId, MacAddress, VPortId};
 
@@ -158,6 +158,8 @@ struct VPort {
     vlan_filters: Vec<(VlanMatch, u32)>,
     /// What the guest asked for.
     guest: GuestFilters,
+    /// Addresses that the guest uses beyond the receive filters.
+    guest_addresses: Vec<MacKey>,
 }
 
 /// What a VPort's driver asked for, beyond the receive filters that the virtualization stack set.
@@ -221,6 +223,8 @@ pub struct NicSwitch {
     any_vlan_filters: usize,
     /// VPorts that want every frame.
     promiscuous: Vec<VPortId>,
+    /// Addresses that guests use beyond the receive filters; empty unless the administrator allows it.
+    guest_addresses: BTreeMap<MacKey, VPortId>,
 }
 
 impl NicSwitch {
@@ -245,6 +249,7 @@ impl NicSwitch {
             tests: BTreeMap::new(),
             any_vlan_filters: 0,
             promiscuous: Vec::new(),
+            guest_addresses: BTreeMap::new(),
         }
     }
 
@@ -277,6 +282,7 @@ impl NicSwitch {
         if !self.vport_mut(id)?.vlan_filters.is_empty() {
             return Err(SwitchError::FiltersLeft(id));
         }
+        self.set_guest_addresses(id, &[])?;
         if let Some(slot) = self.vports.get_mut(id.index()) {
             *slot = None;
         }
@@ -312,6 +318,30 @@ impl NicSwitch {
         multicast.dedup();
         self.vport_mut(id)?.guest = GuestFilters { multicast, all_multicast, promiscuous, vlans };
         self.update_promiscuous();
+        Ok(())
+    }
+
+    /// Sets the unicast addresses that the VPort's driver was permitted to use beyond its receive filters.
+    /// They are served in every VLAN of the VPort, after the filters; an address that another VPort took
+    /// first stays with that one.
+    pub fn set_guest_addresses(
+        &mut self,
+        id: VPortId,
+        addresses: &[MacAddress],
+    ) -> Result<(), SwitchError> {
+        let old = std::mem::take(&mut self.vport_mut(id)?.guest_addresses);
+        for mac in old {
+            self.guest_addresses.remove(&mac);
+            count(&mut self.vport_mut(id)?.addresses, mac, false);
+        }
+        for mac in addresses.iter().map(|mac| MacKey::from(*mac)).filter(|mac| !mac.is_group()) {
+            if let Entry::Vacant(free) = self.guest_addresses.entry(mac) {
+                free.insert(id);
+                let vport = self.vport_mut(id)?;
+                vport.guest_addresses.push(mac);
+                count(&mut vport.addresses, mac, true);
+            }
+        }
         Ok(())
     }
 
@@ -407,11 +437,15 @@ impl NicSwitch {
             None if self.any_vlan_filters > 0 => self.table.get(key(mac, VlanMatch::ANY_BITS)),
             found => found,
         };
-        found.and_then(VPortId::new)
+        match found {
+            Some(found) => VPortId::new(found),
+            None if self.guest_addresses.is_empty() => None,
+            None => self.guest_addresses.get(&mac).copied(),
+        }
     }
 
     /// Decides where a frame goes. `list` is filled only for [`Verdict::Flood`].
-    #[inline]
+    #[inline(always)]
     pub fn forward(&self, ingress: Ingress, frame: &FrameKey, list: &mut EgressList) -> Verdict {
         let tci = match ingress {
             Ingress::Uplink => frame.tci,

@@ -7,7 +7,7 @@
 //! packet that is not plain ends the stage before it.
 
 use arrayvec::ArrayVec;
-use avf_protocol::transmit::DescriptorType;
+use avf_protocol::{packet_type::PacketType, transmit::DescriptorType};
 use nic_switch::{FrameKey, Ingress, MacKey, Verdict};
 use shared_memory::{DmaAddress, DmaMap, SharedSlice};
 
@@ -15,7 +15,7 @@ use super::{
     HEAD_BYTES,
     deliver::{Body, Fabric, Frame, cast_bits, fits_one_buffer, mark_dirty, receiver, refused},
     inspect,
-    receive::ReceiveMeta,
+    receive::{ReceiveMeta, Receiver},
     segment,
     transmit::{Next, Packet, Sender, TxQueue},
 };
@@ -92,6 +92,8 @@ fn stage<'m>(
     source: &mut Source<'_>,
 ) -> u16 {
     let mut staged = ArrayVec::<Staged<'m>, STAGE>::new();
+    // Four descriptors to a cache line.
+    (0..limit.min(32)).step_by(4).for_each(|ahead| queue.prefetch(ahead));
     let mut taken = 0;
     while taken < limit && !staged.is_full() {
         let descriptor = queue.peek(taken);
@@ -121,8 +123,6 @@ fn stage<'m>(
         return 0;
     }
     queue.consume(taken);
-    queue.prefetch(0);
-    queue.prefetch(4);
     for frame in &mut staged {
         frame.source.read_into(&mut frame.head);
         frame.target = decide(frame.source, &frame.head, fabric, source);
@@ -168,10 +168,11 @@ fn decide<'m>(
         let slot = fabric.slots.get(target.index()).copied().flatten()?;
         let (to, map) = receiver(fabric.receivers, fabric.maps, slot)?;
         if !(to.strip_vlan && key.tci.is_some()) {
-            let pieces = [rest];
-            let body = Body::Guest { pieces: &pieces, offset: 0, length: rest.len() };
-            let inspection = inspect::inspect(head, body, length);
-            let (number, hash) = to.steering.steer(&inspection, head);
+            let common = inspect::inspect_common(head, length);
+            let (number, hash, packet_type, status) = match (to.steering.unhashed(), common) {
+                (Some(number), Some((packet_type, status))) => (number, None, packet_type, status),
+                _ => inspect_and_steer(to, head, rest, length),
+            };
             let Some(Some(queue)) = to.queues.get_mut(usize::from(number)) else {
                 to.stats.no_buffer += 1;
                 source.stats.sent(key.destination, length);
@@ -180,8 +181,8 @@ fn decide<'m>(
             if fits_one_buffer(queue, length) {
                 source.stats.sent(key.destination, length);
                 let meta = ReceiveMeta {
-                    packet_type: inspection.packet_type,
-                    status: inspection.status | cast_bits(key.destination),
+                    packet_type,
+                    status: status | cast_bits(key.destination),
                     tci: None,
                     hash,
                 };
@@ -207,6 +208,21 @@ fn decide<'m>(
     let frame = Frame { head, body, key, tag_in_head, inspection };
     source.send(vport, &frame, fabric);
     None
+}
+
+/// The receiver's queue for a frame, its hash, packet type and status.
+#[inline(never)]
+fn inspect_and_steer(
+    to: &Receiver,
+    head: &[u8],
+    rest: SharedSlice<'_>,
+    length: usize,
+) -> (u16, Option<u32>, PacketType, u64) {
+    let pieces = [rest];
+    let body = Body::Guest { pieces: &pieces, offset: 0, length: rest.len() };
+    let inspection = inspect::inspect(head, body, length);
+    let (number, hash) = to.steering.steer(&inspection, head);
+    (number, hash, inspection.packet_type, inspection.status)
 }
 
 impl Source<'_> {

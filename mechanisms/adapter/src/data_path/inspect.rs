@@ -28,6 +28,37 @@ pub(crate) fn inspect(head: &[u8], body: Body<'_>, length: usize) -> Inspection 
     Inspection::new(head, info, check.finish())
 }
 
+/// [`inspect`] for the most common frames, in a few instructions: IPv4 without options, tags or fragments,
+/// carrying UDP that states no checksum. `None` for everything else.
+#[inline(always)]
+pub(crate) fn inspect_common(head: &[u8], length: usize) -> Option<(PacketType, u64)> {
+    // Ethertype IPv4; version 4 and five header words.
+    const IPV4: [u8; 3] = [0x08, 0x00, 0x45];
+    let &[_, _, _, _, _, _, _, _, _, _, _, _, t0, t1, v, _, l0, l1, _, _, f0, f1, _, protocol, ..] =
+        head.first_chunk::<34>()?;
+    let udp = head.get(34..42)?.first_chunk::<8>()?;
+    let &[_, _, _, _, u0, u1, c0, c1] = udp;
+    let datagram = usize::from(u16::from_be_bytes([l0, l1]));
+    let fragment = u16::from_be_bytes([f0, f1]) & 0x3FFF;
+    let payload = usize::from(u16::from_be_bytes([u0, u1]));
+    let common = [t0, t1, v] == IPV4
+        && fragment == 0
+        && protocol == 17
+        && datagram + 14 <= length
+        && payload + 20 == datagram
+        && [c0, c1] == [0, 0];
+    if !common {
+        return None;
+    }
+    let words = head.get(14..34)?.first_chunk::<20>()?.as_chunks::<4>().0;
+    let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+    let folded = (sum >> 32) + (sum & 0xFFFF_FFFF);
+    let folded = (folded >> 16) + (folded & 0xFFFF);
+    let folded = (folded >> 16) + (folded & 0xFFFF);
+    let folded = (folded >> 16) + (folded & 0xFFFF);
+    Some((PacketType::IPV4_UDP, legacy::L3L4P | bit(folded != 0xFFFF, legacy::IPE)))
+}
+
 /// Classifies a frame whose transport checksum this NIC has just computed.
 pub(crate) fn inspect_filled(head: &[u8], length: usize) -> Inspection {
     let info = classify(head, length);

@@ -188,13 +188,18 @@ impl DataPath {
     /// Takes a VPort from its function.
     pub fn unbind(&mut self, vport: VPortId) -> Result<(), SwitchError> {
         self.switch.set_receiving(vport, false)?;
+        self.forget_vport(vport);
+        Ok(())
+    }
+
+    /// Forgets which function a VPort had, after the switch has deleted it.
+    pub fn forget_vport(&mut self, vport: VPortId) {
         let slot = self.slots.get_mut(vport.index()).and_then(Option::take);
         if let Some(Some(sender)) = slot.and_then(|slot| self.senders.get_mut(slot))
             && sender.vport == Some(vport)
         {
             sender.vport = None;
         }
-        Ok(())
     }
 
     fn is_receiving(&self, slot: FunctionSlot) -> bool {
@@ -242,21 +247,27 @@ impl DataPath {
     /// Starts queues with their heads at 0. All or none.
     ///
     /// # Errors
-    /// The first ring that the function's DMA map does not hold.
+    /// The first queue whose ring the function's DMA map does not hold.
     pub fn start_queues(
         &mut self,
         slot: FunctionSlot,
         tx: &[(u16, TxQueueConfig)],
         rx: &[(u16, RxQueueConfig)],
-    ) -> Result<(), DmaFault> {
+    ) -> Result<(), (u16, DmaFault)> {
         let map = self.maps.get(slot.0).cloned().unwrap_or_default();
         let tx: Vec<_> = tx
             .iter()
-            .map(|(number, config)| Ok((*number, TxQueue::new(*number, config.clone(), &map)?)))
+            .map(|&(number, config)| match TxQueue::new(number, config, &map) {
+                Ok(queue) => Ok((number, queue)),
+                Err(fault) => Err((number, fault)),
+            })
             .collect::<Result<_, _>>()?;
         let rx: Vec<_> = rx
             .iter()
-            .map(|(number, config)| Ok((*number, RxQueue::new(*number, config.clone(), &map)?)))
+            .map(|&(number, config)| match RxQueue::new(number, config, &map) {
+                Ok(queue) => Ok((number, queue)),
+                Err(fault) => Err((number, fault)),
+            })
             .collect::<Result<_, _>>()?;
         if let Some(Some(sender)) = self.senders.get_mut(slot.0) {
             for (number, queue) in tx {
@@ -299,8 +310,9 @@ impl DataPath {
         self.update_receiving(slot);
     }
 
-    /// Takes over what a function's driver asked for.
-    pub fn apply(&mut self, slot: FunctionSlot, settings: &VfSettings) {
+    /// Takes over what a function's driver asked for. Unicast addresses besides the `assigned` one, which
+    /// the receive filters govern, get filters of their own: the function was permitted to use them.
+    pub fn apply(&mut self, slot: FunctionSlot, settings: &VfSettings, assigned: MacAddress) {
         if let Some(Some(receiver)) = self.receivers.get_mut(slot.0) {
             receiver.apply(settings);
         }
@@ -324,6 +336,11 @@ impl DataPath {
                 settings.promiscuous_unicast,
                 vlans,
             );
+            let addresses = settings.unicast.iter().chain(&settings.primary_mac);
+            let addresses = addresses.map(|mac| MacAddress::new(mac.0));
+            let addresses: Vec<_> = addresses.filter(|mac| *mac != assigned).collect();
+            // As above.
+            let _ = self.switch.set_guest_addresses(vport, &addresses);
         }
     }
 

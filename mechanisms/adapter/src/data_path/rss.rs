@@ -48,6 +48,12 @@ impl RssSteering {
         self.first = u16::try_from(queues.trailing_zeros()).unwrap_or(0) & 31;
     }
 
+    /// The queue for all frames while nothing is hashed.
+    #[inline(always)]
+    pub(crate) fn unhashed(&self) -> Option<u16> {
+        (self.enabled == HashEnable::NONE).then_some(self.first)
+    }
+
     /// The queue for a frame, and its hash if its packet type is hashed.
     #[inline(always)]
     pub(crate) fn steer(&self, inspection: &Inspection, head: &[u8]) -> (u16, Option<u32>) {

@@ -1,0 +1,507 @@
+//! The adapter: PF, VFs and VPorts, and the sockets that functions are served on.
+//!
+//! This is the hardware and its PF miniport in one: [`crate::miniport`] puts the NDIS contract in front of it.
+//! Requests are checked there and by NDIS; what is checked here is what hardware would check.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+};
+
+use avf_device::VfConfig;
+use ndis_protocol::{FilterId, FunctionId, MacAddress, VPortId, VfId};
+use nic_switch::{ReceiveFilter, SwitchError, VPortPolicy};
+use pci_function::{PhysicalFunction, VirtualizationRequest, avf};
+use pcie_protocol::{PciLocation, RoutingId, VfIndex};
+use uplink::UplinkSpec;
+use vfio_user_server::{ServerOptions, VfioUserServer};
+
+use crate::{
+    AdapterConfig, AdapterError, FunctionStats, UplinkStats,
+    data_path::{DataPath, DataPathHandle, DataPathStopped, FunctionSlot, Worker},
+    function::{AvfFunction, FunctionHost, FunctionPolicy, SharedLink},
+};
+
+/// VSI id of the PF; VF n has n + 2.
+const PF_VSI: u16 = 1;
+
+/// A function and the socket it is served on. Fields drop in order: first the server, which calls the other.
+struct Served {
+    server: VfioUserServer,
+    function: Arc<Mutex<AvfFunction>>,
+}
+
+/// An allocated VF.
+struct Vf {
+    served: Served,
+    /// Its VPort, once it has one.
+    vport: Option<VPortId>,
+    mac: MacAddress,
+}
+
+/// A VPort that is not the default one.
+struct VPort {
+    function: FunctionId,
+    queue_pairs: u16,
+    policy: VPortPolicy,
+}
+
+#[derive(Default)]
+struct State {
+    vfs: BTreeMap<VfId, Vf>,
+    vports: BTreeMap<VPortId, VPort>,
+}
+
+/// A software SR-IOV NIC. Dropping it ends its threads and removes its sockets.
+pub struct Adapter {
+    // Threads that call functions end before the worker that functions call.
+    link_thread: Option<JoinHandle<()>>,
+    link_changes: Option<crossbeam_channel::Sender<()>>,
+    state: Arc<Mutex<State>>,
+    pf: Served,
+    pci: Mutex<PhysicalFunction>,
+    link: Arc<SharedLink>,
+    config: AdapterConfig,
+    worker: Worker,
+}
+
+/// What is refused for lack of a thing, or because of its state.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// All VFs are allocated.
+    #[error("all {0} virtual functions are allocated")]
+    OutOfVfs(u16),
+    /// The VF is not allocated.
+    #[error("virtual function {} is not allocated", .0.get())]
+    NoSuchVf(VfId),
+    /// The VF has a VPort.
+    #[error("virtual function {} is attached to a VPort", .0.get())]
+    VfAttached(VfId),
+    /// There is no such VPort.
+    #[error("there is no VPort {}", .0.get())]
+    NoSuchVPort(VPortId),
+    /// The switch refuses.
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
+    /// The PCI function refuses.
+    #[error(transparent)]
+    Virtualization(#[from] pci_function::VirtualizationError),
+    /// The adapter fails.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+}
+
+impl From<DataPathStopped> for RequestError {
+    fn from(stopped: DataPathStopped) -> Self {
+        Self::Adapter(stopped.into())
+    }
+}
+
+impl Adapter {
+    /// Powers the adapter on: data path, PF and its socket. VFs come with [`Self::enable_vfs`].
+    ///
+    /// # Errors
+    /// When the uplink, a socket or a thread cannot be had.
+    pub fn start(config: AdapterConfig) -> Result<Self, AdapterError> {
+        let uplink = open_uplink(&config.uplink, config.max_frame)?;
+        let vports = usize::try_from(config.vports()).unwrap_or(usize::MAX);
+        let mut data_path = DataPath::new(vports, vports, config.max_frame.into(), uplink);
+        let link = Arc::new(SharedLink::default());
+        link.set(data_path.link());
+        let (link_changes, changed) = crossbeam_channel::bounded(1);
+        data_path.on_link_change({
+            let (link, tell) = (Arc::clone(&link), link_changes.clone());
+            move |state| {
+                link.set(state);
+                // Full: a look at the link is due already.
+                let _ = tell.try_send(());
+            }
+        });
+        let worker =
+            Worker::start(data_path, config.worker.clone()).map_err(AdapterError::Thread)?;
+        // Bus 1, device 0, function 0: behind a root port, as on any machine.
+        let location = PciLocation { segment: 0, routing_id: RoutingId::new(1, 0) };
+        let pci = avf::adapter(
+            &avf::PhysicalFunctionConfig {
+                msi_x_vectors: config.default_vport_queue_pairs + 1,
+                total_vfs: config.total_vfs,
+                ..avf::PhysicalFunctionConfig::default()
+            },
+            location,
+        )
+        .map_err(AdapterError::Pci)?;
+        let host = FunctionHost {
+            slot: FunctionSlot::PF,
+            data_path: worker.handle().clone(),
+            link: Arc::clone(&link),
+            policy: FunctionPolicy {
+                mac: config.mac,
+                allow_spoofing: true,
+                queue_pairs: config.default_vport_queue_pairs,
+            },
+        };
+        let pf = serve("pf", PF_VSI, pci.function().clone(), host, &config)?;
+        let state = Arc::<Mutex<State>>::default();
+        let link_thread = std::thread::Builder::new()
+            .name("link".into())
+            .spawn({
+                let (state, pf) = (Arc::clone(&state), Arc::clone(&pf.function));
+                move || {
+                    while changed.recv().is_ok() {
+                        let functions: Vec<_> = lock(&state)
+                            .vfs
+                            .values()
+                            .map(|vf| Arc::clone(&vf.served.function))
+                            .chain([Arc::clone(&pf)])
+                            .collect();
+                        functions.iter().for_each(|function| lock(function).link_changed());
+                    }
+                }
+            })
+            .map_err(AdapterError::Thread)?;
+        Ok(Self {
+            link_thread: Some(link_thread),
+            link_changes: Some(link_changes),
+            state,
+            pf,
+            pci: Mutex::new(pci),
+            link,
+            config,
+            worker,
+        })
+    }
+
+    /// What it was made of.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// The socket of a function: the PF's own queue pairs, or a VF.
+    pub fn socket(&self, function: FunctionId) -> PathBuf {
+        self.config.directory.join(match function {
+            FunctionId::Pf => "pf.sock".to_owned(),
+            FunctionId::Vf(vf) => format!("vf{}.sock", vf.get()),
+        })
+    }
+
+    fn data_path(&self) -> &DataPathHandle {
+        self.worker.handle()
+    }
+
+    /// The PF's PCI function with its SR-IOV capability.
+    pub fn pci(&self) -> MutexGuard<'_, PhysicalFunction> {
+        lock(&self.pci)
+    }
+
+    /// Brings the switch up: VFs exist, and the PF's queue pairs are on the default VPort.
+    pub fn enable_vfs(&self, num_vfs: u16) -> Result<(), RequestError> {
+        if num_vfs > 0 {
+            self.pci().enable_virtualization(VirtualizationRequest::enable(num_vfs))?;
+        }
+        self.data_path().run(|data_path| data_path.bind(VPortId::DEFAULT, FunctionSlot::PF))??;
+        Ok(())
+    }
+
+    /// Takes the switch down. All VFs must have been freed.
+    pub fn disable_vfs(&self) -> Result<(), RequestError> {
+        self.data_path().run(|data_path| data_path.unbind(VPortId::DEFAULT))??;
+        let mut pci = self.pci();
+        if pci.active_vfs() > 0 {
+            pci.enable_virtualization(VirtualizationRequest::disable())?;
+        }
+        Ok(())
+    }
+
+    /// Allocates a VF and serves it on its socket. `mac` is the address that its guest is to have; zero
+    /// leaves the choice to the guest.
+    pub fn allocate_vf(&self, mac: MacAddress) -> Result<(VfId, PciLocation), RequestError> {
+        let mut state = lock(&self.state);
+        let enabled = self.pci().active_vfs();
+        let vf = (0..enabled)
+            .filter_map(VfId::new)
+            .find(|vf| !state.vfs.contains_key(vf))
+            .ok_or(RequestError::OutOfVfs(enabled))?;
+        let location = self.pci().vf_location(VfIndex::from(vf.get()))?;
+        let served = self.serve_vf(vf, mac, 1, false)?;
+        state.vfs.insert(vf, Vf { served, vport: None, mac });
+        Ok((vf, location))
+    }
+
+    fn serve_vf(
+        &self,
+        vf: VfId,
+        mac: MacAddress,
+        queue_pairs: u16,
+        allow_spoofing: bool,
+    ) -> Result<Served, AdapterError> {
+        let config = avf::virtual_function(queue_pairs + 1).map_err(AdapterError::Pci)?;
+        let host = FunctionHost {
+            slot: FunctionSlot::vf(vf),
+            data_path: self.data_path().clone(),
+            link: Arc::clone(&self.link),
+            policy: FunctionPolicy { mac, allow_spoofing, queue_pairs },
+        };
+        serve(&format!("vf{}", vf.get()), PF_VSI + 1 + vf.get(), config, host, &self.config)
+    }
+
+    /// Frees a VF that has no VPort; its socket goes away, and to a guest that is still there the device.
+    pub fn free_vf(&self, vf: VfId) -> Result<(), RequestError> {
+        let mut state = lock(&self.state);
+        match state.vfs.get(&vf) {
+            None => return Err(RequestError::NoSuchVf(vf)),
+            Some(Vf { vport: Some(_), .. }) => return Err(RequestError::VfAttached(vf)),
+            Some(_) => {}
+        }
+        let freed = state.vfs.remove(&vf);
+        // Ending the server waits for its thread: not under the lock that the link thread takes.
+        drop(state);
+        drop(freed);
+        Ok(())
+    }
+
+    /// Creates a VPort on the switch and attaches a function to it.
+    pub fn create_vport(
+        &self,
+        vport: VPortId,
+        function: FunctionId,
+        queue_pairs: u16,
+    ) -> Result<(), RequestError> {
+        let mut state = lock(&self.state);
+        let slot = match function {
+            FunctionId::Pf => FunctionSlot::PF,
+            FunctionId::Vf(id) => {
+                let vf = state.vfs.get(&id).ok_or(RequestError::NoSuchVf(id))?;
+                if vf.vport.is_some() {
+                    return Err(RequestError::VfAttached(id));
+                }
+                FunctionSlot::vf(id)
+            }
+        };
+        self.data_path().run(move |data_path| data_path.switch().create_vport(vport))??;
+        if let FunctionId::Vf(id) = function
+            && queue_pairs > 1
+        {
+            // The function was made with one queue pair; its hardware is now given more.
+            let mac = state.vfs.get(&id).map_or(MacAddress::ZERO, |vf| vf.mac);
+            drop(state.vfs.remove(&id));
+            match self.serve_vf(id, mac, queue_pairs, false) {
+                Ok(served) => drop(state.vfs.insert(id, Vf { served, vport: None, mac })),
+                Err(error) => {
+                    self.data_path()
+                        .run(move |data_path| data_path.switch().delete_vport(vport))??;
+                    return Err(error.into());
+                }
+            }
+        }
+        self.data_path().run(move |data_path| data_path.bind(vport, slot))??;
+        if let FunctionId::Vf(id) = function
+            && let Some(vf) = state.vfs.get_mut(&id)
+        {
+            vf.vport = Some(vport);
+            lock(&vf.served.function).reapply();
+        }
+        let policy = VPortPolicy::default();
+        state.vports.insert(vport, VPort { function, queue_pairs, policy });
+        Ok(())
+    }
+
+    /// Deletes a nondefault VPort that has no receive filters left.
+    pub fn delete_vport(&self, vport: VPortId) -> Result<(), RequestError> {
+        let mut state = lock(&self.state);
+        let function = state.vports.get(&vport).ok_or(RequestError::NoSuchVPort(vport))?.function;
+        self.data_path().run(move |data_path| {
+            data_path.switch().delete_vport(vport)?;
+            data_path.forget_vport(vport);
+            Ok::<_, SwitchError>(())
+        })??;
+        state.vports.remove(&vport);
+        if let FunctionId::Vf(id) = function
+            && let Some(vf) = state.vfs.get_mut(&id)
+        {
+            vf.vport = None;
+        }
+        Ok(())
+    }
+
+    /// Sets a receive filter.
+    pub fn set_filter(&self, id: FilterId, filter: ReceiveFilter) -> Result<(), RequestError> {
+        Ok(self.data_path().run(move |data_path| data_path.switch().set_filter(id, filter))??)
+    }
+
+    /// Clears a receive filter.
+    pub fn clear_filter(&self, id: FilterId) -> Result<(), RequestError> {
+        self.data_path().run(move |data_path| data_path.switch().clear_filter(id))??;
+        Ok(())
+    }
+
+    /// Moves a receive filter: no frame is seen by both VPorts or by none.
+    pub fn move_filter(
+        &self,
+        id: FilterId,
+        from: VPortId,
+        to: VPortId,
+    ) -> Result<(), RequestError> {
+        Ok(self
+            .data_path()
+            .run(move |data_path| data_path.switch().move_filter(id, from, to))??)
+    }
+
+    /// What a VPort may do beyond its filters.
+    pub fn vport_policy(&self, vport: VPortId) -> Result<VPortPolicy, RequestError> {
+        let state = lock(&self.state);
+        state
+            .vports
+            .get(&vport)
+            .map(|vport| vport.policy.clone())
+            .ok_or(RequestError::NoSuchVPort(vport))
+    }
+
+    /// Changes what a nondefault VPort may do.
+    pub fn set_vport_policy(
+        &self,
+        vport: VPortId,
+        policy: VPortPolicy,
+    ) -> Result<(), RequestError> {
+        let mut state = lock(&self.state);
+        let place = state.vports.get_mut(&vport).ok_or(RequestError::NoSuchVPort(vport))?;
+        let for_switch = policy.clone();
+        self.data_path()
+            .run(move |data_path| data_path.switch().set_policy(vport, for_switch))??;
+        place.policy = policy;
+        let (function, allow_spoofing) = (place.function, place.policy.allow_spoofing);
+        if let FunctionId::Vf(id) = function
+            && let Some(vf) = state.vfs.get(&id)
+        {
+            let mut function = lock(&vf.served.function);
+            let policy = FunctionPolicy { allow_spoofing, ..function.policy() };
+            function.set_policy(policy);
+        }
+        Ok(())
+    }
+
+    /// Queue pairs of a nondefault VPort.
+    pub fn vport_queue_pairs(&self, vport: VPortId) -> Option<u16> {
+        lock(&self.state).vports.get(&vport).map(|vport| vport.queue_pairs)
+    }
+
+    /// Does something with an allocated VF's function.
+    pub(crate) fn with_vf<R>(
+        &self,
+        vf: VfId,
+        action: impl FnOnce(&mut AvfFunction) -> R,
+    ) -> Result<R, RequestError> {
+        let function = lock(&self.state)
+            .vfs
+            .get(&vf)
+            .map(|vf| Arc::clone(&vf.served.function))
+            .ok_or(RequestError::NoSuchVf(vf))?;
+        let mut function = lock(&function);
+        Ok(action(&mut function))
+    }
+
+    /// Function level reset of a VF; nothing else notices.
+    pub fn reset_vf(&self, vf: VfId) -> Result<(), RequestError> {
+        self.with_vf(vf, AvfFunction::function_level_reset)
+    }
+
+    /// Resets a VF as its PF does: its driver is told, and comes back by itself.
+    pub fn pf_reset_vf(&self, vf: VfId) -> Result<(), RequestError> {
+        self.with_vf(vf, AvfFunction::reset_by_pf)
+    }
+
+    /// Whether a guest is connected to a function's socket.
+    pub fn is_connected(&self, function: FunctionId) -> bool {
+        match function {
+            FunctionId::Pf => self.pf.server.is_connected(),
+            FunctionId::Vf(vf) => {
+                lock(&self.state).vfs.get(&vf).is_some_and(|vf| vf.served.server.is_connected())
+            }
+        }
+    }
+
+    /// Counters of a function.
+    pub fn stats(&self, function: FunctionId) -> Result<FunctionStats, RequestError> {
+        let slot = match function {
+            FunctionId::Pf => FunctionSlot::PF,
+            FunctionId::Vf(vf) => FunctionSlot::vf(vf),
+        };
+        Ok(self.data_path().run(move |data_path| data_path.stats(slot))?)
+    }
+
+    /// Counters of the physical port.
+    pub fn uplink_stats(&self) -> Result<UplinkStats, RequestError> {
+        Ok(self.data_path().run(|data_path| data_path.uplink_stats())?)
+    }
+
+    /// What the physical port is connected to, and its last error.
+    pub fn uplink_state(&self) -> Result<(String, Option<String>), RequestError> {
+        Ok(self.data_path().run(|data_path| data_path.uplink_state())?)
+    }
+
+    /// Whether a replaying uplink is through with its capture; `None` for one that replays nothing.
+    pub fn replay_finished(&self) -> Result<Option<bool>, RequestError> {
+        Ok(self.data_path().run(|data_path| data_path.replay_finished())?)
+    }
+
+    /// Connects the physical port to something else.
+    pub fn set_uplink(&self, spec: &UplinkSpec) -> Result<(), RequestError> {
+        let uplink = open_uplink(spec, self.config.max_frame)?;
+        Ok(self.data_path().run(move |data_path| data_path.set_uplink(uplink))?)
+    }
+
+    /// Whether the physical port's link is up.
+    pub fn link_is_up(&self) -> bool {
+        self.link.get().up
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        // The data path holds a sender too: it must let go of it, or the link thread never ends.
+        let _ = self.data_path().run(|data_path| data_path.on_link_change(|_| {}));
+        self.link_changes = None;
+        if let Some(thread) = self.link_thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the link thread had panicked");
+        }
+        let vfs = std::mem::take(&mut lock(&self.state).vfs);
+        drop(vfs);
+    }
+}
+
+/// Makes a function and serves it.
+fn serve(
+    name: &str,
+    vsi: u16,
+    pci: pci_function::PciFunction,
+    host: FunctionHost,
+    config: &AdapterConfig,
+) -> Result<Served, AdapterError> {
+    let policy = host.policy;
+    let avf = VfConfig {
+        max_frame: config.max_frame,
+        ..VfConfig::new(vsi, policy.queue_pairs, avf_protocol::MacAddress(policy.mac.octets()))
+    };
+    let function =
+        AvfFunction::new(name.to_owned(), pci, avf, host).map_err(AdapterError::Function)?;
+    let function = Arc::new(Mutex::new(function));
+    let path = config.directory.join(format!("{name}.sock"));
+    let server = VfioUserServer::bind(&path, Arc::clone(&function), ServerOptions::new(name))
+        .map_err(|source| AdapterError::Socket { path, source })?;
+    Ok(Served { server, function })
+}
+
+fn open_uplink(spec: &UplinkSpec, max_frame: u16) -> Result<Box<dyn uplink::Uplink>, AdapterError> {
+    let _ = max_frame;
+    match spec {
+        _ => Ok(Box::new(uplink::NoUplink::default())),
+    }
+}
+
+/// A lock whose holder panicked is still a lock: the state behind it is changed in single steps.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
