@@ -153,8 +153,17 @@ impl RouteSocket {
 
     /// Changes the interface of this index.
     pub fn change_link(&mut self, index: u32, change: &LinkChange<'_>) -> Result<(), NetworkError> {
+        let action = format!("change interface {index} ({change:?})");
         let mut message = LinkMessage::default();
         message.header.index = index;
+        if let Some(link_local) = change.link_local {
+            // In a message of its own, since within one the kernel sets the interface up before this.
+            let mode = if link_local { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
+            let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+            let mut message = message.clone();
+            message.attributes.push(LinkAttribute::AfSpecUnspec(vec![inet6]));
+            self.request(&action, NLM_F_ACK, RouteNetlinkMessage::SetLink(message))?;
+        }
         if let Some(up) = change.up {
             message.header.change_mask = LinkFlags::Up;
             message.header.flags.set(LinkFlags::Up, up);
@@ -164,13 +173,6 @@ impl RouteSocket {
         attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         attributes.extend(change.queue_length.map(LinkAttribute::TxQueueLen));
         attributes.extend(change.namespace.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
-        attributes.extend(change.link_local.map(|link_local| {
-            let mode = if link_local { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
-            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-                mode,
-            )])])
-        }));
-        let action = format!("change interface {index} ({change:?})");
         self.request(&action, NLM_F_ACK, RouteNetlinkMessage::SetLink(message)).map(drop)
     }
 

@@ -265,15 +265,16 @@ fn what_the_ring_cannot_hold_is_counted() {
     let mut right = PacketSocket::open("right", PacketOptions::default()).unwrap();
     let (plain, frame) = (VnetHeader::default(), frame(60, 0));
     let mut sent = 0;
-    while sent < 1000 {
-        sent += left.transmit((sent..1000).map(|_| (&plain, frame.as_slice()))).unwrap();
-    }
-    let mut received = 0;
-    eventually("the loss of what does not fit", || {
-        received += right.receive(usize::MAX, |_| true);
-        received as u64 + right.dropped() == 1000
+    eventually("an overflow", || {
+        sent += left.transmit((0..32).map(|_| (&plain, frame.as_slice()))).unwrap();
+        right.dropped() > 0
     });
-    assert!(right.dropped() > 0);
+    let mut received = 0;
+    eventually("the arrival of what fits", || {
+        received += right.receive(usize::MAX, |_| true);
+        received >= 240
+    });
+    assert!(received as u64 + right.dropped() <= sent as u64);
     // The ring goes on after its overflow.
     left.transmit([(&plain, frame.as_slice())].into_iter()).unwrap();
     eventually("one more", || right.receive(1, |_| true) == 1);
