@@ -1,0 +1,207 @@
+//! A stock Debian kernel with the modules a test needs, and busybox, as an initramfs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{
+    Cache,
+    apt::{Apt, Pin},
+    cpio::Cpio,
+};
+
+/// The generic flavour: the cloud flavour has no iavf.
+const KERNEL: Pin = Pin {
+    package: "linux-image-6.12.107+deb13-amd64",
+    version: "6.12.107-1",
+    suite: "trixie",
+    follow: Some("linux-image-amd64"),
+};
+
+const BUSYBOX: Pin =
+    Pin { package: "busybox-static", version: "1:1.37.0-6+b9", suite: "trixie", follow: None };
+
+/// A kernel with its modules, unpacked.
+pub(crate) struct Kernel {
+    root: PathBuf,
+    release: String,
+    busybox: PathBuf,
+}
+
+impl Kernel {
+    /// The one in the cache.
+    pub(crate) fn fetch(cache: &Cache) -> Result<Self> {
+        let root = cache.component("kernel", KERNEL.version, |into| {
+            Apt::new(&cache.folder)?.unpack(&KERNEL, false, into)
+        })?;
+        let busybox = cache.component("busybox", BUSYBOX.version, |into| {
+            Apt::new(&cache.folder)?.unpack(&BUSYBOX, false, into)
+        })?;
+        let release = fs::read_dir(root.join("boot"))?
+            .flatten()
+            .find_map(|entry| {
+                entry.file_name().to_string_lossy().strip_prefix("vmlinuz-").map(str::to_owned)
+            })
+            .context("the kernel package has no vmlinuz")?;
+        let busybox = ["usr/bin/busybox", "bin/busybox"]
+            .iter()
+            .map(|path| busybox.join(path))
+            .find(|path| path.exists())
+            .context("the busybox package has no busybox")?;
+        Ok(Self { root, release, busybox })
+    }
+
+    /// What `uname -r` says in it.
+    pub(crate) fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// The kernel's image.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.root.join("boot").join(format!("vmlinuz-{}", self.release))
+    }
+
+    /// An initramfs with busybox, the given modules and all they depend on under `/modules`, and `/init`. Before
+    /// `script`, `/init` has mounted the usual and loaded the modules, in order.
+    pub(crate) fn initramfs(&self, modules: &[&str], script: &str) -> Result<Vec<u8>> {
+        let mut cpio = Cpio::default();
+        for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
+            cpio.directory(directory)?;
+        }
+        cpio.file("bin/busybox", 0o755, &fs::read(&self.busybox)?)?;
+        cpio.symlink("bin/sh", "busybox")?;
+        let mut load = String::new();
+        for (name, bytes) in self.modules(modules)? {
+            cpio.file(&format!("modules/{name}.ko"), 0o644, &bytes)?;
+            load.push_str(&format!(
+                "insmod /modules/{name}.ko || echo 'MARK failed insmod {name}'\n"
+            ));
+        }
+        let init = format!(
+            "#!/bin/busybox sh\n\
+             export PATH=/bin\n\
+             busybox --install -s /bin\n\
+             mount -t proc proc /proc\n\
+             mount -t sysfs sysfs /sys\n\
+             mount -t devtmpfs devtmpfs /dev\n\
+             echo MARK booted\n\
+             {load}{script}\n\
+             echo MARK end\n\
+             poweroff -f\n"
+        );
+        cpio.file("init", 0o755, init.as_bytes())?;
+        cpio.finish()
+    }
+
+    /// The modules and those they depend on, each after what it depends on.
+    fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+        let folder = ["usr/lib/modules", "lib/modules"]
+            .iter()
+            .map(|path| self.root.join(path).join(&self.release))
+            .find(|path| path.exists())
+            .context("the kernel package has no modules")?;
+        let built_in = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+        let mut found = Vec::new();
+        find_modules(&folder.join("kernel"), &mut found)?;
+        let mut ordered: Vec<(String, Vec<u8>)> = Vec::new();
+        // The names still to do; a name is done when it comes up again with all it needs before it.
+        let mut open: Vec<(String, bool)> =
+            names.iter().rev().map(|name| ((*name).to_owned(), false)).collect();
+        let mut read: Vec<(String, Vec<u8>)> = Vec::new();
+        while let Some((name, expanded)) = open.pop() {
+            if ordered.iter().any(|(done, _)| *done == name) {
+                continue;
+            }
+            if expanded {
+                if let Some(at) = read.iter().position(|(other, _)| *other == name) {
+                    ordered.push(read.swap_remove(at));
+                }
+                continue;
+            }
+            ensure!(open.len() < 1000, "the modules depend on each other in a circle");
+            let Some(path) = found.iter().find(|path| module_name(path) == Some(name.clone()))
+            else {
+                let line = format!("/{}.ko", name.replace('-', "_"));
+                if built_in.lines().any(|built_in| built_in.replace('-', "_").ends_with(&line)) {
+                    continue;
+                }
+                bail!("Linux {} has no module {name}", self.release);
+            };
+            let bytes = self.decompress(path)?;
+            let depends = depends_of(&bytes);
+            read.push((name.clone(), bytes));
+            open.push((name, true));
+            open.extend(depends.into_iter().map(|name| (name, false)));
+        }
+        Ok(ordered)
+    }
+
+    /// The module's bytes; busybox knows xz, so that the machine need not.
+    fn decompress(&self, path: &Path) -> Result<Vec<u8>> {
+        if path.extension().is_none_or(|extension| extension != "xz") {
+            return Ok(fs::read(path)?);
+        }
+        let output = Command::new(&self.busybox).arg("xzcat").arg(path).output()?;
+        ensure!(output.status.success(), "{} cannot be decompressed", path.display());
+        Ok(output.stdout)
+    }
+}
+
+fn find_modules(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            find_modules(&entry.path(), found)?;
+        } else {
+            found.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// The name by which other modules call a file `a-b.ko` or `a-b.ko.xz`: `a_b`.
+fn module_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_suffix(".xz").unwrap_or(name).strip_suffix(".ko")?;
+    Some(name.replace('-', "_"))
+}
+
+/// The modules that a module names in the `depends=` line of its `.modinfo` section.
+fn depends_of(module: &[u8]) -> Vec<String> {
+    // Lines of that section end with NUL, and no other part of a module has one that starts so.
+    let key = b"\0depends=";
+    let Some(at) = module.windows(key.len()).position(|window| window == key) else {
+        return Vec::new();
+    };
+    let value: Vec<u8> =
+        module.iter().skip(at + key.len()).take_while(|byte| **byte != 0).copied().collect();
+    String::from_utf8_lossy(&value)
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('-', "_"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_read_from_modinfo() {
+        let module = b"\x7fELF...\0license=GPL\0depends=libeth,libie\0name=iavf\0";
+        assert_eq!(depends_of(module), ["libeth", "libie"]);
+        assert!(depends_of(b"\x7fELF\0depends=\0name=x\0").is_empty());
+        assert!(depends_of(b"no module").is_empty());
+    }
+
+    #[test]
+    fn files_are_called_as_modules_are() {
+        assert_eq!(module_name(Path::new("a/pci-hyperv.ko.xz")).unwrap(), "pci_hyperv");
+        assert_eq!(module_name(Path::new("iavf.ko")).unwrap(), "iavf");
+        assert_eq!(module_name(Path::new("modules.order")), None);
+    }
+}

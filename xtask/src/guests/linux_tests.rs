@@ -1,0 +1,188 @@
+//! A stock Debian kernel whose own iavf drives a VF, judged by what it prints.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{BufRead, BufReader},
+    net::Ipv4Addr,
+    os::unix::net::UnixStream,
+    path::Path,
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use super::{
+    kernel::Kernel,
+    machine::Machine,
+    qemu::{Qemu, vfio_user_device},
+};
+
+/// How long a guest may take to print the next mark. Emulated, on a busy machine, a boot takes a minute.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What the guest does after its modules are loaded. Each step prints a mark.
+fn script(address: Ipv4Addr, ping: Option<Ipv4Addr>) -> String {
+    let ping = match ping {
+        None => String::new(),
+        // The first may be lost to address resolution; what is asked is that the path works both ways.
+        Some(peer) => format!(
+            "ping -c 5 -W 10 {peer} && echo MARK pinged || echo MARK failed ping\n\
+             ping -c 3 -W 10 -s 1400 {peer} && echo MARK pinged large || echo MARK failed large ping\n"
+        ),
+    };
+    format!(
+        "n=0; until [ -e /sys/class/net/eth0 ]; do n=$((n+1)); [ $n -gt 600 ] && break; usleep 100000; done\n\
+         [ -e /sys/class/net/eth0 ] || {{ echo MARK failed no interface; dmesg; }}\n\
+         echo MARK driver $(basename $(readlink /sys/class/net/eth0/device/driver))\n\
+         echo MARK mac $(cat /sys/class/net/eth0/address)\n\
+         ip link set eth0 up\n\
+         ip addr add {address}/24 dev eth0\n\
+         n=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do n=$((n+1)); [ $n -gt 600 ] && break; usleep 100000; done\n\
+         [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ] && echo MARK carrier || {{ echo MARK failed no carrier; dmesg; }}\n\
+         echo MARK speed $(cat /sys/class/net/eth0/speed)\n\
+         {ping}\
+         cat /proc/interrupts | grep iavf\n"
+    )
+}
+
+/// A Linux guest with one VF.
+pub(crate) struct LinuxGuest {
+    machine: Machine,
+    lines: Receiver<String>,
+    recent: VecDeque<String>,
+    _folder: TempDir,
+}
+
+impl LinuxGuest {
+    /// Boots it.
+    pub(crate) fn boot(
+        qemu: &Qemu,
+        kernel: &Kernel,
+        socket: &Path,
+        modules: &[&str],
+        script: &str,
+    ) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let initramfs = folder.path().join("initramfs");
+        fs::write(&initramfs, kernel.initramfs(modules, script)?)?;
+        let serial = folder.path().join("serial.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&serial)?;
+        let mut command = qemu.command();
+        command.args(["-nodefaults", "-display", "none", "-no-user-config", "-no-reboot"]);
+        command.args(["-M", "q35,accel=tcg,memory-backend=mem", "-cpu", "max", "-m", "512M"]);
+        command.args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"]);
+        command.arg("-chardev").arg(format!("socket,id=serial,path={}", serial.display()));
+        command.args(["-serial", "chardev:serial"]);
+        command.args(["-device", "pcie-root-port,id=rp0,chassis=1,slot=1"]);
+        command.arg("-device").arg(vfio_user_device("vf0", "rp0", socket));
+        command.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(&initramfs);
+        // Without no_timer_check an emulated boot hangs now and then.
+        command.args(["-append", "console=ttyS0 no_timer_check panic=-1 loglevel=5"]);
+        let mut machine = Machine::start(command, folder.path().join("qemu.log"))?;
+        listener.set_nonblocking(true)?;
+        let start = Instant::now();
+        let stream = loop {
+            match listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("waiting for QEMU"),
+            }
+            if let Some(status) = machine.ended()? {
+                bail!("QEMU ended with {status}: {}", machine.errors());
+            }
+            ensure!(start.elapsed() < TIMEOUT, "QEMU did not come up");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        stream.set_nonblocking(false)?;
+        Ok(Self { machine, lines: read_lines(stream), recent: VecDeque::new(), _folder: folder })
+    }
+
+    /// The next mark that the guest prints; a mark `failed …` is an error. The last lines of its console go with any
+    /// error.
+    pub(crate) fn mark(&mut self) -> Result<String> {
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            let line =
+                match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                    Ok(line) => line,
+                    Err(RecvTimeoutError::Timeout) => {
+                        bail!("the guest printed no mark for {TIMEOUT:?}; {}", self.recent())
+                    }
+                    Err(RecvTimeoutError::Disconnected) => {
+                        bail!("QEMU ended: {}; {}", self.machine.errors(), self.recent())
+                    }
+                };
+            if std::env::var_os("CLEARWAY_GUEST_LOG").is_some() {
+                eprintln!("guest: {line}");
+            }
+            self.recent.push_back(line.clone());
+            if self.recent.len() > 60 {
+                self.recent.pop_front();
+            }
+            if let Some((_, mark)) = line.split_once("MARK ") {
+                ensure!(!mark.starts_with("failed"), "the guest says {mark:?}; {}", self.recent());
+                return Ok(mark.to_owned());
+            }
+        }
+    }
+
+    /// Takes the next mark, which must be this, and gives what follows it.
+    pub(crate) fn expect(&mut self, what: &str) -> Result<String> {
+        let mark = self.mark()?;
+        let rest = mark.strip_prefix(what);
+        let rest = rest.with_context(|| format!("the guest marks {mark:?}, not {what:?}"))?;
+        Ok(rest.trim().to_owned())
+    }
+
+    fn recent(&self) -> String {
+        let lines: Vec<&str> = self.recent.iter().map(String::as_str).collect();
+        format!("its console ends with:\n{}", lines.join("\n"))
+    }
+}
+
+fn read_lines(stream: UnixStream) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        // A serial line carries any byte.
+        while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            if sender.send(String::from_utf8_lossy(&line).trim().to_owned()).is_err() {
+                break;
+            }
+            line.clear();
+        }
+    });
+    receiver
+}
+
+/// Boots a guest on the VF of a socket, lets iavf bring it up, and pings.
+pub(crate) fn run(
+    qemu: &Qemu,
+    kernel: &Kernel,
+    socket: &Path,
+    address: Ipv4Addr,
+    ping: Option<Ipv4Addr>,
+) -> Result<()> {
+    println!("QEMU {}, Linux {}", qemu.version()?, kernel.release());
+    let start = Instant::now();
+    let say = |what: &str| println!("{:6.1} s  {what}", start.elapsed().as_secs_f64());
+    let mut guest = LinuxGuest::boot(qemu, kernel, socket, &["iavf"], &script(address, ping))?;
+    guest.expect("booted")?;
+    say("booted");
+    let driver = guest.expect("driver")?;
+    ensure!(driver == "iavf", "the interface's driver is {driver}");
+    say(&format!("iavf bound, MAC {}", guest.expect("mac")?));
+    guest.expect("carrier")?;
+    say(&format!("link up, {} Mbit/s", guest.expect("speed")?));
+    if let Some(peer) = ping {
+        guest.expect("pinged")?;
+        guest.expect("pinged large")?;
+        say(&format!("pinged {peer}"));
+    }
+    guest.expect("end")?;
+    Ok(())
+}

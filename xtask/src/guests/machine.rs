@@ -1,0 +1,46 @@
+//! A QEMU process that ends with its test.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+/// A running QEMU; killed when this drops.
+pub(crate) struct Machine {
+    child: Child,
+    errors: PathBuf,
+}
+
+impl Machine {
+    /// Starts it; what it says on standard error is kept in `errors`.
+    pub(crate) fn start(mut command: Command, errors: PathBuf) -> Result<Self> {
+        let file = File::create(&errors)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .context("starting QEMU")?;
+        Ok(Self { child, errors })
+    }
+
+    /// Its exit status, once it has ended.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// What it has said on standard error.
+    pub(crate) fn errors(&self) -> String {
+        fs::read_to_string(&self.errors).unwrap_or_default().trim().to_owned()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

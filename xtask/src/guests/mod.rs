@@ -1,0 +1,130 @@
+//! Tests with stock QEMU and stock Debian kernels as the other end.
+//!
+//! What they need is fetched once, as an ordinary user, into `target/guests` and pinned here. `qtest` needs no
+//! guest: QEMU's own vfio-user client is driven register by register, in about a second. `qemu` boots a Debian
+//! generic kernel under QEMU's emulator, which takes a minute or so; it is judged by what the guest prints on its
+//! serial line, never by time.
+
+mod apt;
+mod avf;
+mod copy_device;
+mod cpio;
+mod kernel;
+mod linux_tests;
+mod machine;
+mod qemu;
+mod qtest;
+mod qtest_tests;
+
+use std::{
+    fs::{self, File},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use self::{kernel::Kernel, qemu::Qemu};
+
+/// Runs tests in which stock QEMU is the other end.
+#[derive(Args)]
+pub(crate) struct GuestTests {
+    #[command(subcommand)]
+    which: Which,
+}
+
+#[derive(Subcommand)]
+enum Which {
+    /// Fetches QEMU, the kernel and busybox into the cache, and prints their versions.
+    Fetch,
+    /// Drives QEMU's vfio-user client without a guest: first against a small device, then against a VF.
+    Qtest {
+        /// Two vfio-user sockets that serve AVF functions of one NIC switch.
+        #[arg(long = "socket", num_args = 1)]
+        sockets: Vec<PathBuf>,
+    },
+    /// Boots a stock Debian kernel whose own iavf drives a VF and pings a user-mode VM.
+    Qemu {
+        /// A vfio-user socket that serves an AVF function.
+        #[arg(long)]
+        socket: PathBuf,
+        /// The guest's own address.
+        #[arg(long, default_value = "10.77.0.9")]
+        address: Ipv4Addr,
+        /// The address to ping; without it the guest only brings the interface up.
+        #[arg(long)]
+        ping: Option<Ipv4Addr>,
+    },
+}
+
+/// Does what the command line says.
+pub(crate) fn run(tests: &GuestTests) -> Result<()> {
+    match &tests.which {
+        Which::Fetch => {
+            let cache = Cache::open()?;
+            let qemu = Qemu::fetch(&cache)?;
+            println!("QEMU {}", qemu.version()?);
+            println!("Linux {}", Kernel::fetch(&cache)?.release());
+            Ok(())
+        }
+        Which::Qtest { sockets } => {
+            let sockets: Vec<&Path> = sockets.iter().map(PathBuf::as_path).collect();
+            qtest_tests::run(&Qemu::fetch(&Cache::open()?)?, &sockets)
+        }
+        Which::Qemu { socket, address, ping } => {
+            let cache = Cache::open()?;
+            let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache)?);
+            linux_tests::run(&qemu, &kernel, socket, *address, *ping)
+        }
+    }
+}
+
+/// The folder for what was fetched, held by one process at a time.
+pub(crate) struct Cache {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Cache {
+    /// `target/guests`, or what `CLEARWAY_GUESTS` says. Waits for another process that is fetching.
+    fn open() -> Result<Self> {
+        let folder = match std::env::var_os("CLEARWAY_GUESTS") {
+            Some(folder) => PathBuf::from(folder),
+            None => repository().join("target/guests"),
+        };
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("making the cache {}", folder.display()))?;
+        let lock = File::create(folder.join("lock"))?;
+        lock.lock().context("waiting for another process that fetches")?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// The folder of a component, made by `fill` if it is not there at this `version`; `fill` returns the names of
+    /// the packages for the record.
+    fn component(
+        &self,
+        name: &str,
+        version: &str,
+        fill: impl FnOnce(&Path) -> Result<Vec<String>>,
+    ) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        let record = self.folder.join(format!("{name}.packages"));
+        let first_line = format!("# pinned: {version}");
+        if fs::read_to_string(&record).is_ok_and(|text| text.lines().next() == Some(&first_line)) {
+            return Ok(folder);
+        }
+        let _ = fs::remove_file(&record);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        let packages = fill(&folder)?;
+        fs::write(&record, format!("{first_line}\n{}\n", packages.join("\n")))?;
+        Ok(folder)
+    }
+}
+
+/// The repository's root.
+pub(crate) fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
