@@ -42,7 +42,7 @@ impl AvfDevice {
         }
     }
 
-    /// What the function's administrator decided. A pinned MAC address that the VF does not have yet reaches
+    /// What the function's administrator decided. Additional addresses that are no longer permitted go. A pinned MAC address that the VF does not have yet reaches
     /// it by a reset, as its driver reads its address only then.
     pub fn set_admin(&mut self, admin: AdminSettings, now_ns: u64, host: &mut dyn VfHost) {
         self.admin = admin;
@@ -56,6 +56,7 @@ impl AvfDevice {
         }
         let before = self.settings.clone();
         self.apply_promiscuous();
+        self.drop_forbidden_addresses(host);
         self.apply_if_changed(&before, host);
     }
 

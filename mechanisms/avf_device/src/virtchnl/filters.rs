@@ -92,6 +92,13 @@ impl AvfDevice {
         DONE
     }
 
+    /// Removes the additional unicast addresses that the VF may not use any more.
+    pub(crate) fn drop_forbidden_addresses(&mut self, host: &dyn VfHost) {
+        let mut unicast = std::mem::take(&mut self.settings.unicast);
+        unicast.retain(|address| self.permit(*address, host).is_ok());
+        self.settings.unicast = unicast;
+    }
+
     /// Whether the VF may use a unicast address.
     fn permit(&self, address: MacAddress, host: &dyn VfHost) -> Result<(), Status> {
         let permitted = match self.admin.pinned_mac {
