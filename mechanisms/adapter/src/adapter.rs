@@ -11,7 +11,7 @@ use std::{
 };
 
 use avf_device::VfConfig;
-use ndis_protocol::{FilterId, FunctionId, MacAddress, VPortId, VfId};
+use ndis_protocol::{FilterId, FunctionId, InterruptModeration, MacAddress, VPortId, VfId};
 use nic_switch::{ReceiveFilter, SwitchError, VPortPolicy};
 use pci_function::{PhysicalFunction, VirtualizationRequest, avf};
 use pcie_protocol::{PciLocation, RoutingId, VfIndex};
@@ -261,12 +261,14 @@ impl Adapter {
         Ok(())
     }
 
-    /// Creates a VPort on the switch and attaches a function to it.
+    /// Creates a VPort on the switch and attaches a function to it. A VF's VPort is active at once, one of
+    /// the PF after [`Self::activate_vport`].
     pub fn create_vport(
         &self,
         vport: VPortId,
         function: FunctionId,
         queue_pairs: u16,
+        moderation: InterruptModeration,
     ) -> Result<(), RequestError> {
         let mut state = lock(&self.state);
         let slot = match function {
@@ -295,15 +297,47 @@ impl Adapter {
                 }
             }
         }
-        self.data_path().run(move |data_path| data_path.bind(vport, slot))??;
         if let FunctionId::Vf(id) = function
             && let Some(vf) = state.vfs.get_mut(&id)
         {
+            self.data_path().run(move |data_path| data_path.bind(vport, slot))??;
             vf.vport = Some(vport);
-            lock(&vf.served.function).reapply();
+            let mut function = lock(&vf.served.function);
+            function.set_least_interrupt_interval(least_interval_ns(moderation));
+            function.reapply();
         }
         let policy = VPortPolicy::default();
         state.vports.insert(vport, VPort { function, queue_pairs, policy });
+        Ok(())
+    }
+
+    /// Activates a VPort of the PF: frames for its filters go to the PF's own queue pairs.
+    pub fn activate_vport(&self, vport: VPortId) -> Result<(), RequestError> {
+        let state = lock(&self.state);
+        let function = state.vports.get(&vport).ok_or(RequestError::NoSuchVPort(vport))?.function;
+        if function == FunctionId::Pf {
+            self.data_path().run(move |data_path| data_path.bind(vport, FunctionSlot::PF))??;
+        }
+        Ok(())
+    }
+
+    /// Sets the interrupt moderation of a VPort; the default VPort and those of the PF share the PF's.
+    pub fn set_interrupt_moderation(
+        &self,
+        vport: VPortId,
+        moderation: InterruptModeration,
+    ) -> Result<(), RequestError> {
+        let state = lock(&self.state);
+        let function = match state.vports.get(&vport) {
+            Some(vport) => vport.function,
+            None if vport == VPortId::DEFAULT => FunctionId::Pf,
+            None => return Err(RequestError::NoSuchVPort(vport)),
+        };
+        let served = match function {
+            FunctionId::Pf => &self.pf,
+            FunctionId::Vf(id) => &state.vfs.get(&id).ok_or(RequestError::NoSuchVf(id))?.served,
+        };
+        lock(&served.function).set_least_interrupt_interval(least_interval_ns(moderation));
         Ok(())
     }
 
@@ -469,6 +503,19 @@ impl Drop for Adapter {
         }
         let vfs = std::mem::take(&mut lock(&self.state).vfs);
         drop(vfs);
+    }
+}
+
+/// What the words for interrupt moderation mean here: the least time between two interrupts of a queue, ns.
+/// Undefined, adaptive and off leave it to the guest's driver.
+fn least_interval_ns(moderation: InterruptModeration) -> u64 {
+    match moderation {
+        InterruptModeration::Undefined
+        | InterruptModeration::Adaptive
+        | InterruptModeration::Disabled => 0,
+        InterruptModeration::Low => 20_000,
+        InterruptModeration::Medium => 80_000,
+        InterruptModeration::High => 250_000,
     }
 }
 

@@ -18,9 +18,11 @@ mod config;
 pub mod data_path;
 mod error;
 mod function;
+mod miniport;
 
 pub use adapter::{Adapter, RequestError};
 pub use config::AdapterConfig;
 pub use data_path::{FunctionStats, UplinkStats};
 pub use error::AdapterError;
 pub use function::FunctionError;
+pub use miniport::AdapterMiniport;

@@ -24,6 +24,8 @@ pub(crate) use host::{FunctionHost, FunctionPolicy, SharedLink};
 const BAR0_SIZE: u64 = 0x1_0000;
 /// Bytes of BAR3, MSI-X table and pending bits.
 const BAR3_SIZE: u64 = 0x4000;
+/// Where PMCSR is in the power management capability.
+const PMCSR: u64 = 4;
 /// Where the pending bits are in BAR3 (SPEC-AVF §1.2).
 const PENDING_BITS: u64 = 0x2000;
 
@@ -131,8 +133,36 @@ impl AvfFunction {
     }
 
     /// The configuration space as the guest sees it.
-    pub(crate) fn config_mut(&mut self) -> &mut PciFunction {
-        &mut self.config
+    pub(crate) fn config(&self) -> &PciFunction {
+        &self.config
+    }
+
+    /// Sets the power state in PMCSR as the guest would: 0 is D0, 3 is D3hot.
+    pub(crate) fn set_power_state(&mut self, state: u8) -> Result<(), Errno> {
+        let offset = self.power_management_offset().ok_or(Errno::INVAL)?;
+        self.config_write(u64::from(offset) + PMCSR, &[state])
+    }
+
+    /// Where the power management capability is, by walking the list as a driver does.
+    fn power_management_offset(&self) -> Option<u16> {
+        const FIRST: u16 = 0x34;
+        const POWER_MANAGEMENT: u8 = 1;
+        let [mut at, ..] = self.config.read_dword(FIRST).to_le_bytes();
+        // The list is ours and ends; the bound is for a reader's peace of mind.
+        for _ in 0..48 {
+            let [id, next, ..] = self.config.read_dword(at.into()).to_le_bytes();
+            match (at, id) {
+                (0, _) => return None,
+                (_, POWER_MANAGEMENT) => return Some(at.into()),
+                _ => at = next,
+            }
+        }
+        None
+    }
+
+    /// Sets the least time between two interrupts of a queue, nanoseconds.
+    pub(crate) fn set_least_interrupt_interval(&mut self, interval_ns: u64) {
+        self.interrupts.set_least_interval(interval_ns);
     }
 
     /// Writes to the configuration space and does what follows from it.

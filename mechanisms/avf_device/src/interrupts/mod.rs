@@ -36,6 +36,8 @@ pub struct InterruptVectors {
     icr01: AtomicU32,
     icr0_ena1: AtomicU32,
     itr01: [AtomicU32; 3],
+    /// The least time between two messages of a queue vector, whatever the driver asks for, nanoseconds.
+    least_interval_ns: AtomicU64,
     /// Holds the ITRN registers, which drivers may write without our seeing it.
     rx_doorbells: DoorbellPage,
 }
@@ -92,6 +94,7 @@ impl InterruptVectors {
             icr01: AtomicU32::new(0),
             icr0_ena1: AtomicU32::new(0),
             itr01: Default::default(),
+            least_interval_ns: AtomicU64::new(0),
             rx_doorbells: rx_doorbells.clone(),
         }
     }
@@ -230,6 +233,14 @@ impl InterruptVectors {
         value.unwrap_or(0) & ITR_MASK
     }
 
+    // ---- moderation by the VPort ----
+
+    /// Sets the least time between two messages of a queue vector, nanoseconds: what the administrator
+    /// decides for the VPort holds on top of what the driver writes to ITR registers.
+    pub fn set_least_interval(&self, interval_ns: u64) {
+        self.least_interval_ns.store(interval_ns, Ordering::Relaxed);
+    }
+
     // ---- MSI-X ----
 
     /// Lets messages out, or holds them and their causes back: MSI-X Enable and Bus Master Enable, both.
@@ -319,7 +330,9 @@ impl InterruptVectors {
         let entry = self.vectors.get(usize::from(vector))?;
         let spacing = |index: usize| {
             let index = u8::try_from(index).unwrap_or(NO_ITR);
-            u64::from(self.itr(vector, index)) * ITR_UNIT_NS
+            let asked = u64::from(self.itr(vector, index)) * ITR_UNIT_NS;
+            let least = if vector == 0 { 0 } else { self.least_interval_ns.load(Ordering::Relaxed) };
+            asked.max(least)
         };
         match entry.state.update(set, clear, now_ns, spacing) {
             Attempt::Nothing => None,
