@@ -20,5 +20,5 @@ pub use dma::{Access, DmaAddress, DmaFault, DmaMap, DmaRegion, TranslationCache}
 pub use doorbell::DoorbellPage;
 pub use error::MemoryError;
 pub use mapping::{PAGE_SIZE, PageSize, SharedMapping, create_memfd};
-pub use ring::DescriptorRing;
+pub use ring::{DescriptorRing, DescriptorSlot};
 pub use slice::SharedSlice;

@@ -24,6 +24,32 @@ unsafe impl<const QWORDS: usize> Send for DescriptorRing<QWORDS> {}
 // SAFETY: as above.
 unsafe impl<const QWORDS: usize> Sync for DescriptorRing<QWORDS> {}
 
+/// One descriptor of a ring, whose index was checked once for all accesses to its words.
+#[derive(Copy, Clone)]
+pub struct DescriptorSlot<'a, const QWORDS: usize>(&'a [AtomicU64; QWORDS]);
+
+impl<const QWORDS: usize> DescriptorSlot<'_, QWORDS> {
+    /// Reads one word with the given ordering.
+    #[inline(always)]
+    pub fn load(&self, word: usize, order: Ordering) -> u64 {
+        self.word(word).load(order)
+    }
+
+    /// Writes one word with the given ordering.
+    #[inline(always)]
+    pub fn store(&self, word: usize, value: u64, order: Ordering) {
+        self.word(word).store(value, order);
+    }
+
+    #[inline(always)]
+    fn word(&self, word: usize) -> &AtomicU64 {
+        assert!(word < QWORDS, "word out of the descriptor");
+        // Folds away: `word` is a constant wherever speed matters.
+        #[expect(clippy::indexing_slicing, reason = "checked above")]
+        &self.0[word]
+    }
+}
+
 impl<const QWORDS: usize> DescriptorRing<QWORDS> {
     /// Bytes of one descriptor.
     pub const DESCRIPTOR_SIZE: usize = QWORDS * 8;
@@ -68,6 +94,15 @@ impl<const QWORDS: usize> DescriptorRing<QWORDS> {
         assert!(index < self.length && word < QWORDS, "descriptor index out of the ring");
         // SAFETY: index and word are inside the ring, which is mapped and 8-byte aligned.
         unsafe { self.base.add(usize::from(index) * QWORDS + word).as_ref() }
+    }
+
+    /// The descriptor at `index`, for several accesses to it.
+    #[inline(always)]
+    pub fn slot(&self, index: u16) -> DescriptorSlot<'_, QWORDS> {
+        assert!(index < self.length, "descriptor index out of the ring");
+        // SAFETY: the index is inside the ring, which is mapped for as long as `self` is borrowed and 8-byte
+        // aligned; atomics may be shared with anyone.
+        DescriptorSlot(unsafe { self.base.add(usize::from(index) * QWORDS).cast().as_ref() })
     }
 
     /// Reads a whole descriptor, once.
@@ -117,6 +152,9 @@ mod tests {
         ring.store(3, 0, 7, Ordering::Relaxed);
         ring.store(3, 1, 9, Ordering::Release);
         assert_eq!(ring.read(3), [7, 9]);
+        ring.slot(3).store(1, 11, Ordering::Release);
+        assert_eq!((ring.slot(3).load(0, Ordering::Relaxed), ring.read(3)[1]), (7, 11));
+        ring.slot(3).store(1, 9, Ordering::Release);
         assert_eq!(mapping.as_slice().read_object::<u64>(64 + 3 * 16 + 8), Some(9));
     }
 
