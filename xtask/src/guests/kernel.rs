@@ -84,7 +84,7 @@ impl Kernel {
         let init = format!(
             "#!/bin/busybox sh\n\
              export PATH=/bin\n\
-             busybox --install -s /bin\n\
+             /bin/busybox --install -s /bin\n\
              mount -t proc proc /proc\n\
              mount -t sysfs sysfs /sys\n\
              mount -t devtmpfs devtmpfs /dev\n\
