@@ -99,7 +99,8 @@ pub struct Request {
     pub fds: Vec<OwnedFd>,
     /// Room for output, in bytes.
     pub output_capacity: usize,
-    pub(crate) pending: PendingRequest,
+    /// The right, and the duty, to complete it.
+    pub pending: PendingRequest,
 }
 
 impl Request {

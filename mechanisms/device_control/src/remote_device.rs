@@ -83,14 +83,21 @@ impl RemoteSriovDevice {
         self.client.call_output(target, input, output_capacity, self.timeout)
     }
 
-    /// IOCTL_SRIOV_ATTACH: subscribes to PnP events. While the device is stopped this waits, up to `timeout`.
+    /// IOCTL_SRIOV_ATTACH: subscribes to PnP events. While the device is stopped this waits, up to `timeout`; after that
+    /// it is certainly not attached.
     ///
     /// # Errors
     /// STATUS_SHARING_VIOLATION if somebody is attached; those of a request.
     pub fn attach(&self, removal_events: bool, timeout: Duration) -> Result<(), ClientError> {
         let flags = if removal_events { ATTACH_REMOVAL_EVENTS } else { 0 };
         let options = AttachOptions { flags };
-        self.ioctl(SriovIoctl::Attach, options.as_bytes(), 0)?.wait_output(timeout).map(|_| ())
+        let sent = self.ioctl(SriovIoctl::Attach, options.as_bytes(), 0)?;
+        let result = sent.wait_output(timeout).map(|_| ());
+        if let Err(ClientError::TimedOut { .. }) = result {
+            // The request has been cancelled, perhaps too late.
+            let _ = self.detach();
+        }
+        result
     }
 
     /// IOCTL_SRIOV_DETACH: ends the subscription.

@@ -34,7 +34,7 @@ pub struct ServerConfig {
     pub max_clients_per_process: usize,
     /// How long a connection may take to introduce itself.
     pub hello_timeout: Duration,
-    /// Most requests of one client that are not completed.
+    /// Most requests of one client that are not completed; at least 1.
     pub max_outstanding_requests: u32,
 }
 
@@ -237,7 +237,7 @@ impl Shared {
     fn welcome(&self, id: ClientId, socket: &OwnedFd) -> Result<(), WireError> {
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
-            max_outstanding_requests: self.config.max_outstanding_requests,
+            max_outstanding_requests: self.config.max_outstanding_requests.max(1),
             max_outstanding_bytes: MAX_OUTSTANDING_BYTES,
             client_id: id,
             device: self.config.device.clone(),
@@ -317,7 +317,8 @@ impl<'a> Session<'a> {
     fn begin(shared: &'a Shared, client: Client, socket: Arc<OwnedFd>) -> Self {
         let limits = Limits {
             outstanding_requests: usize::try_from(shared.config.max_outstanding_requests)
-                .unwrap_or(usize::MAX),
+                .unwrap_or(usize::MAX)
+                .max(1),
             outstanding_bytes: MAX_OUTSTANDING_BYTES,
         };
         let id = client.id;

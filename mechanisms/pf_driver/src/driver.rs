@@ -251,7 +251,8 @@ impl<D: SriovDevice + ?Sized> PfDriver<D> {
     }
 
     /// A configuration block that the VF's driver has read is stale: bit n of `block_mask` is block id n. Masks of several
-    /// calls are ORed until the stack asks (SPEC-PCIVIRT §3.6).
+    /// calls are ORed until the stack asks (SPEC-PCIVIRT §3.6). What a stack was told just before it died is not told
+    /// again: a stack that starts reads all blocks.
     pub fn invalidate_block(&self, vf: VfIndex, block_mask: u64) {
         self.invalidate(SriovInvalidateBlock::of_vf(vf, block_mask));
     }
