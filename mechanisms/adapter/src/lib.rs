@@ -12,6 +12,8 @@
 //! * `miniport`: the NDIS contract in front of the adapter
 //! * [`data_path`]: the worker thread that moves the frames
 
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
+
 mod adapter;
 mod clock;
 mod config;

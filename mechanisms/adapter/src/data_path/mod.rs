@@ -22,6 +22,8 @@ mod rss;
 mod schedule;
 mod segment;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod transmit;
 mod uplink_port;
 mod worker;
