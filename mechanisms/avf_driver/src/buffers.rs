@@ -7,8 +7,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arrayvec::ArrayVec;
+
 /// Buffers a queue keeps at most for itself.
-pub(crate) const CACHE: u32 = 256;
+pub(crate) const CACHE: usize = 256;
 /// Buffers moved to or from the depot at a time.
 pub(crate) const CHUNK: usize = 64;
 
@@ -19,32 +21,37 @@ pub(crate) const CHUNK: usize = 64;
 /// breaks.
 #[must_use = "a dropped handle leaves its buffer unused: transmit it or free it"]
 #[derive(Debug, Eq, PartialEq)]
-pub struct Buffer(pub(crate) u32);
+pub struct Buffer(
+    /// The cache line it begins with, counted from the start of the memory's window of numbers.
+    pub(crate) u32,
+);
 
 /// The free buffers that no queue holds.
 #[derive(Debug)]
 pub(crate) struct Depot {
-    /// Contended by the queues of one driver, for a copy of [`CHUNK`] indexes at a time. Never
+    /// Contended by the queues of one driver, for a copy of [`CHUNK`] numbers at a time. Never
     /// grows beyond its first capacity.
     free: Mutex<Vec<u32>>,
 }
 
 impl Depot {
-    pub(crate) fn new(buffers: std::ops::Range<u32>) -> Self {
+    pub(crate) fn new(buffers: impl DoubleEndedIterator<Item = u32>) -> Self {
         Self { free: Mutex::new(buffers.rev().collect()) }
     }
 
-    fn take(&self, into: &mut Vec<u32>, count: usize) {
+    /// Moves up to `count` buffers to a queue's cache.
+    fn take(&self, into: &mut ArrayVec<u32, CACHE>, count: usize) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = free.len().saturating_sub(count);
+        let from = free.len().saturating_sub(count.min(into.remaining_capacity()));
         into.extend(free.drain(from..));
     }
 
-    fn put(&self, from: &mut Vec<u32>, count: usize) {
+    /// Moves up to `count` buffers out of a queue's cache.
+    fn put(&self, from: &mut ArrayVec<u32, CACHE>, count: usize) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let room = free.capacity() - free.len();
-        let keep = from.len().saturating_sub(count);
-        free.extend(from.drain(keep..).take(room));
+        let keep = from.len().saturating_sub(count.min(room));
+        free.extend(from.drain(keep..));
     }
 
     /// Buffers that no queue holds.
@@ -57,25 +64,33 @@ impl Depot {
 /// A queue's own stack of free buffers.
 #[derive(Debug)]
 pub(crate) struct BufferCache {
-    free: Vec<u32>,
+    free: ArrayVec<u32, CACHE>,
     depot: Arc<Depot>,
 }
 
 impl BufferCache {
     pub(crate) fn new(depot: Arc<Depot>) -> Self {
-        Self { free: Vec::with_capacity(CACHE as usize), depot }
+        Self { free: ArrayVec::new(), depot }
     }
 
     /// A free buffer; `None` when the queue and the depot have none.
     #[inline(always)]
     pub(crate) fn pop(&mut self) -> Option<u32> {
         match self.free.pop() {
-            Some(index) => Some(index),
+            Some(number) => Some(number),
             None => self.refill(),
         }
     }
 
-    /// Whether `count` buffers can be popped, after asking the depot if need be.
+    #[cold]
+    #[inline(never)]
+    fn refill(&mut self) -> Option<u32> {
+        self.depot.take(&mut self.free, CHUNK);
+        self.free.pop()
+    }
+
+    /// Whether `count` buffers (no more than [`CHUNK`]) can be popped, after asking the depot if
+    /// need be.
     #[inline(always)]
     pub(crate) fn ensure(&mut self, count: usize) -> bool {
         if self.free.len() < count {
@@ -84,29 +99,31 @@ impl BufferCache {
         self.free.len() >= count
     }
 
-    #[cold]
-    fn refill(&mut self) -> Option<u32> {
-        self.depot.take(&mut self.free, CHUNK);
-        self.free.pop()
+    /// Buffers at hand without asking the depot.
+    #[inline(always)]
+    pub(crate) fn at_hand(&mut self) -> &mut ArrayVec<u32, CACHE> {
+        &mut self.free
     }
 
     #[inline(always)]
-    pub(crate) fn push(&mut self, index: u32) {
-        if self.free.len() == CACHE as usize {
-            self.spill();
+    pub(crate) fn push(&mut self, number: u32) {
+        if self.free.try_push(number).is_err() {
+            self.spill(number);
         }
-        self.free.push(index);
     }
 
     #[cold]
-    fn spill(&mut self) {
+    #[inline(never)]
+    fn spill(&mut self, number: u32) {
         self.depot.put(&mut self.free, CHUNK);
+        // Without room in the depot either, the number is one too many: it was freed twice.
+        let _ = self.free.try_push(number);
     }
 }
 
 impl Drop for BufferCache {
     fn drop(&mut self) {
-        self.depot.put(&mut self.free, CACHE as usize);
+        self.depot.put(&mut self.free, CACHE);
     }
 }
 
@@ -120,8 +137,8 @@ mod tests {
         let mut receiver = BufferCache::new(depot.clone());
         let mut sender = BufferCache::new(depot.clone());
         for _ in 0..10_000 {
-            let index = receiver.pop().expect("the sender gives back what it has too much of");
-            sender.push(index);
+            let number = receiver.pop().expect("the sender gives back what it has too much of");
+            sender.push(number);
         }
         drop((receiver, sender));
         let mut all = depot.free.lock().unwrap().clone();

@@ -51,7 +51,7 @@ impl AvfDriver {
         let bar = Arc::new(Bar::open(client)?);
         let size = memory.mapping().len() as u64;
         bar.client().dma_map(memory.iova().0, size, memory.fd(), memory.file_offset())?;
-        let depot = Arc::new(Depot::new(memory.buffer_indexes()));
+        let depot = Arc::new(Depot::new(memory.buffer_numbers()));
         let generation = Generation::default();
         let mut control = AvfControl::new(config, memory, bar, generation)?;
         control.reset_at_open()?;

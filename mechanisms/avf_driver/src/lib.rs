@@ -65,12 +65,16 @@ mod driver;
 mod error;
 mod event;
 mod gate;
+pub mod in_memory;
 mod mailbox;
 mod memory;
 mod rx;
 mod segment;
 mod tx;
 mod vector;
+
+#[cfg(test)]
+mod ring_tests;
 
 pub use avf_protocol::{
     MacAddress,

@@ -4,11 +4,11 @@
 //! ```text
 //! offset                                                    IOVA = base + offset
 //! ┌─────────────┬──────────────────────────┬──────────────────────────────────┐
-//! │ mailbox     │ rings: TX, RX per pair   │ buffers, `stride` bytes apart    │
+//! │ mailbox     │ rings: TX, RX per pair   │ buffers, 64 × `lines` bytes apart │
 //! └─────────────┴──────────────────────────┴──────────────────────────────────┘
 //! ```
 //!
-//! The stride is an odd number of cache lines, so that the first lines of all buffers spread over
+//! `lines` is an odd number of cache lines, so that the first lines of all buffers spread over
 //! all cache sets instead of the few that a power of two would hit.
 
 use std::{
@@ -23,7 +23,7 @@ use shared_memory::{
 use crate::{Buffer, DriverConfig, DriverError, Result};
 
 /// Bytes of a cache line; buffers start on one.
-const LINE: usize = 64;
+const LINE: u32 = 64;
 
 /// Where device addresses start when the driver owns its memory.
 const OWN_IOVA: DmaAddress = DmaAddress(0x4000_0000);
@@ -37,9 +37,11 @@ pub(crate) const LONG_DESCRIPTOR: usize = 32;
 /// Bytes of a transmit descriptor.
 pub(crate) const TX_DESCRIPTOR: usize = 16;
 
-/// Buffer indexes of one memory lie in a window of this size, so that a buffer of another driver's
-/// memory is recognized by its index.
-const INDEX_WINDOW: u32 = 1 << 24;
+/// Buffers are numbered by the cache line they begin with. The numbers of one memory lie in a
+/// window of this size, so that a buffer of another driver's memory is recognized by its number.
+const WINDOW: u32 = 1 << 27;
+/// Windows there are; the last one would contain the number that means "none".
+const WINDOWS: u32 = u32::MAX / WINDOW;
 
 /// Where the driver's rings and buffers live.
 #[derive(Debug)]
@@ -82,7 +84,8 @@ pub(crate) struct Layout {
     rx_ring: usize,
     rings: usize,
     buffers: usize,
-    stride: usize,
+    /// Cache lines of a buffer.
+    lines: u32,
     buffer_size: usize,
     count: u32,
     total: usize,
@@ -95,34 +98,33 @@ fn pages(bytes: usize) -> usize {
 impl Layout {
     pub(crate) fn of(config: &DriverConfig) -> Result<Self> {
         let too_big = || DriverError::Configuration("more memory than can be addressed".into());
-        let mailbox_side =
-            usize::from(MAILBOX_ENTRIES) * LONG_DESCRIPTOR + PAGE_SIZE - LONG_DESCRIPTOR;
-        let mailbox = 2 * (pages(mailbox_side) + usize::from(MAILBOX_ENTRIES) * MAILBOX_BUFFER);
+        let entries = usize::from(MAILBOX_ENTRIES);
+        let mailbox = 2 * (pages(entries * LONG_DESCRIPTOR) + entries * MAILBOX_BUFFER);
         let tx_ring = pages(usize::from(config.tx_ring) * TX_DESCRIPTOR);
         let rx_ring = pages(usize::from(config.rx_ring) * LONG_DESCRIPTOR);
         let pairs = usize::from(config.queue_pairs);
         let buffers = mailbox + pairs * (tx_ring + rx_ring);
-        let buffer_size = usize::from(config.buffer_size);
-        let lines = buffer_size.div_ceil(LINE);
-        let stride = (lines + usize::from(lines.is_multiple_of(2))) * LINE;
-        let per_pair = u32::from(config.tx_ring)
-            + u32::from(config.rx_ring)
-            + 2 * crate::buffers::CACHE
-            + config.spare_buffers.min(INDEX_WINDOW);
-        let count = per_pair.checked_mul(u32::from(config.queue_pairs)).ok_or_else(too_big)?;
-        if count > INDEX_WINDOW {
-            return Err(too_big());
-        }
-        let bytes = usize::try_from(count).ok().and_then(|count| count.checked_mul(stride));
-        let total = bytes.and_then(|bytes| bytes.checked_add(buffers)).ok_or_else(too_big)?;
+        // An odd number of cache lines.
+        let lines = u32::from(config.buffer_size).div_ceil(LINE) | 1;
+        let caches = 2 * u32::try_from(crate::buffers::CACHE).map_err(|_| too_big())?;
+        let count = (u32::from(config.tx_ring) + u32::from(config.rx_ring) + caches)
+            .checked_add(config.spare_buffers)
+            .and_then(|each| each.checked_mul(u32::from(config.queue_pairs)))
+            .ok_or_else(too_big)?;
+        let all_lines = count.checked_mul(lines).filter(|all| *all <= WINDOW);
+        let bytes = u64::from(all_lines.ok_or_else(too_big)?) * u64::from(LINE);
+        let total = usize::try_from(bytes)
+            .ok()
+            .and_then(|bytes| bytes.checked_add(buffers))
+            .ok_or_else(too_big)?;
         Ok(Self {
             queue_pairs: config.queue_pairs,
             tx_ring,
             rx_ring,
             rings: mailbox,
             buffers,
-            stride,
-            buffer_size,
+            lines,
+            buffer_size: usize::from(config.buffer_size),
             count,
             total: pages(total),
         })
@@ -131,6 +133,34 @@ impl Layout {
     /// Bytes needed in all, a multiple of the page size.
     pub(crate) fn total(&self) -> usize {
         self.total
+    }
+}
+
+/// Where buffers are, as queues keep it at hand.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct BufferMap {
+    /// Number of the first buffer: the start of this memory's window.
+    first: u32,
+    /// Cache lines of all buffers.
+    lines: u32,
+    /// Device address of buffer `first`.
+    first_iova: u64,
+    /// Bytes of a buffer.
+    pub(crate) size: u32,
+}
+
+impl BufferMap {
+    /// Device address of the buffer with this number; `None` if it is another driver's.
+    #[inline(always)]
+    pub(crate) fn iova(&self, number: u32) -> Option<u64> {
+        let line = number.wrapping_sub(self.first);
+        (line < self.lines).then(|| self.first_iova + u64::from(line) * u64::from(LINE))
+    }
+
+    /// Whether the buffer is of this memory.
+    #[inline(always)]
+    pub(crate) fn contains(&self, number: u32) -> bool {
+        number.wrapping_sub(self.first) < self.lines
     }
 }
 
@@ -147,11 +177,8 @@ pub struct DriverMemory {
     /// Byte of `mapping` at which the driver's part begins.
     offset: usize,
     layout: Layout,
-    /// Index of the first buffer: the start of this memory's index window.
-    first: u32,
-    /// Device address of buffer `first`.
-    first_iova: u64,
-    /// Byte of `mapping` at which buffer `first` begins.
+    buffers: BufferMap,
+    /// Byte of `mapping` at which the first buffer begins.
     first_offset: usize,
     huge: bool,
 }
@@ -199,9 +226,8 @@ impl DriverMemory {
         if mapping.access() != Access::ReadWrite {
             return Err(DriverError::Configuration("the given memory is read-only".into()));
         }
-        static WINDOW: AtomicU32 = AtomicU32::new(0);
-        let first =
-            (WINDOW.fetch_add(1, Ordering::Relaxed) % (u32::MAX / INDEX_WINDOW)) * INDEX_WINDOW;
+        static NEXT_WINDOW: AtomicU32 = AtomicU32::new(0);
+        let first = NEXT_WINDOW.fetch_add(1, Ordering::Relaxed) % WINDOWS * WINDOW;
         let first_offset = offset + layout.buffers;
         let first_iova = iova.0 + first_offset as u64;
         Ok(Self {
@@ -211,8 +237,12 @@ impl DriverMemory {
             iova,
             offset,
             layout,
-            first,
-            first_iova,
+            buffers: BufferMap {
+                first,
+                lines: layout.count * layout.lines,
+                first_iova,
+                size: u32::from(config.buffer_size),
+            },
             first_offset,
             huge,
         })
@@ -263,27 +293,25 @@ impl DriverMemory {
     /// it belongs to another driver's memory.
     #[inline]
     pub fn part(&self, buffer: &Buffer, offset: usize, length: usize) -> Option<SharedSlice<'_>> {
-        let number = buffer.0.wrapping_sub(self.first);
-        if number >= self.layout.count
+        let line = buffer.0.wrapping_sub(self.buffers.first);
+        if line >= self.buffers.lines
             || offset.checked_add(length).is_none_or(|end| end > self.layout.buffer_size)
         {
             return None;
         }
-        let at = self.first_offset + number as usize * self.layout.stride + offset;
+        let at = self.first_offset + line as usize * LINE as usize + offset;
         self.mapping.as_slice().get(at, length)
     }
 
-    /// Device address of a buffer; `None` for a buffer of another driver's memory.
-    #[inline(always)]
-    pub(crate) fn buffer_iova(&self, index: u32) -> Option<u64> {
-        let number = index.wrapping_sub(self.first);
-        (number < self.layout.count)
-            .then(|| self.first_iova + u64::from(number) * self.layout.stride as u64)
+    /// Where buffers are.
+    pub(crate) fn buffers(&self) -> BufferMap {
+        self.buffers
     }
 
-    /// Indexes of all buffers.
-    pub(crate) fn buffer_indexes(&self) -> std::ops::Range<u32> {
-        self.first..self.first + self.layout.count
+    /// Numbers of all buffers.
+    pub(crate) fn buffer_numbers(&self) -> impl DoubleEndedIterator<Item = u32> {
+        let (first, lines) = (self.buffers.first, self.layout.lines);
+        (0..self.layout.count).map(move |buffer| first + buffer * lines)
     }
 
     /// Mapping offsets of the mailbox's parts: ring and buffers of one direction.
@@ -358,7 +386,7 @@ mod tests {
             (rx0, 512 * LONG_DESCRIPTOR),
             (tx1, 512 * TX_DESCRIPTOR),
             (rx1, 512 * LONG_DESCRIPTOR),
-            (memory.first_offset, memory.layout.count as usize * memory.layout.stride),
+            (memory.first_offset, memory.buffers.lines as usize * LINE as usize),
         ];
         parts.sort_unstable();
         for pair in parts.windows(2) {
@@ -372,17 +400,17 @@ mod tests {
     #[test]
     fn first_lines_of_buffers_spread_over_the_cache_sets() {
         let layout = Layout::of(&config()).unwrap();
-        assert_eq!(layout.stride % 128, 64);
+        assert_eq!((layout.lines, layout.lines % 2), (33, 1));
     }
 
     #[test]
     fn a_buffer_of_another_memory_is_recognized() {
         let ours = DriverMemory::new(&config(), MemorySource::default()).unwrap();
         let theirs = DriverMemory::new(&config(), MemorySource::default()).unwrap();
-        let buffer = Buffer(theirs.buffer_indexes().start);
+        let buffer = Buffer(theirs.buffer_numbers().next().unwrap());
         assert!(theirs.bytes(&buffer).is_some());
         assert!(ours.bytes(&buffer).is_none());
-        assert!(ours.buffer_iova(buffer.0).is_none());
+        assert!(ours.buffers().iova(buffer.0).is_none());
         assert!(theirs.part(&buffer, 2000, 49).is_none());
         assert!(theirs.part(&buffer, usize::MAX, 2).is_none());
     }

@@ -13,9 +13,10 @@ use shared_memory::DescriptorRing;
 
 use crate::{
     Buffer, DriverError, DriverMemory, MAX_CHAIN, Result, RxSegment,
-    buffers::{BufferCache, Depot},
+    buffers::{BufferCache, CHUNK, Depot},
     doorbell::Doorbell,
     gate::Gate,
+    memory::BufferMap,
     vector::Vector,
 };
 
@@ -68,6 +69,7 @@ pub struct RxQueue {
     slots: Box<[u32]>,
     tail: Doorbell,
     cache: BufferCache,
+    buffers: BufferMap,
     memory: Arc<DriverMemory>,
     gate: Gate,
     vector: Option<Vector>,
@@ -102,6 +104,7 @@ impl RxQueue {
             slots: Box::new([]),
             tail,
             cache: BufferCache::new(depot),
+            buffers: memory.buffers(),
             memory,
             gate,
             vector: None,
@@ -134,7 +137,7 @@ impl RxQueue {
             self.slots = buffers.into();
         }
         for (slot, index) in (0..length).zip(&self.slots) {
-            let iova = self.memory.buffer_iova(*index).unwrap_or_default();
+            let iova = self.buffers.iova(*index).unwrap_or_default();
             self.ring.store(slot, 0, iova, Ordering::Relaxed);
             for word in 1..4 {
                 self.ring.store(slot, word, 0, Ordering::Relaxed);
@@ -168,7 +171,7 @@ impl RxQueue {
     /// Gives back a buffer; one of another driver's memory is ignored.
     #[inline]
     pub fn free(&mut self, buffer: Buffer) {
-        if self.memory.buffer_iova(buffer.0).is_some() {
+        if self.buffers.contains(buffer.0) {
             self.cache.push(buffer.0);
         }
     }
@@ -211,21 +214,15 @@ impl RxQueue {
         // What the device owns; a device that claims more is not followed.
         let mut owned = self.ring.len() - 1 - self.untold;
         while owned > 0 && !out.is_full() {
-            let word = self.ring.load(self.next, 1, Ordering::Acquire);
-            if word & DD == 0 {
-                break;
+            if !self.dropping {
+                let count = self.take_plain(owned, out);
+                frames += usize::from(count);
+                owned -= count;
             }
-            // A frame in one buffer is the usual one.
-            let count = if word & EOP != 0 && !self.dropping { 1 } else { self.chain(owned) };
-            if count == 0 || usize::from(count) > out.remaining_capacity() {
-                break;
-            }
-            let Some(kept) = self.take_frame(count, out) else {
-                self.counters.no_buffer += 1;
-                break;
-            };
-            owned -= count;
+            // Nothing more, or a frame that is not plain.
+            let Some((count, kept)) = self.take_other(owned, out) else { break };
             frames += usize::from(kept);
+            owned -= count;
         }
         if self.untold >= self.refill_group {
             self.tell();
@@ -233,9 +230,83 @@ impl RxQueue {
         frames
     }
 
+    /// Takes up to `limit` frames from the front of the ring as long as they are plain: in one
+    /// buffer, and sound. Each one's buffer is replaced by a fresh one at once. Returns how many.
+    #[inline(always)]
+    fn take_plain<const N: usize>(&mut self, limit: u16, out: &mut ArrayVec<RxSegment, N>) -> u16 {
+        let length = self.ring.len();
+        let buffers = self.buffers;
+        let limit = usize::from(limit).min(out.remaining_capacity());
+        self.cache.ensure(limit.min(CHUNK));
+        let fresh = self.cache.at_hand();
+        let mut next = self.next;
+        let (mut taken, mut bytes) = (0u16, 0u64);
+        for _ in 0..limit {
+            let descriptor = self.ring.slot(next);
+            let word = descriptor.load(1, Ordering::Acquire);
+            let bytes_here = RxLegacy([0, word, 0, 0]).length();
+            // Neither empty nor larger than the buffer, in one comparison.
+            if word & (DD | EOP | legacy::RXE) != DD | EOP
+                || u32::from(bytes_here).wrapping_sub(1) >= buffers.size
+            {
+                break;
+            }
+            let Some(slot) = self.slots.get_mut(usize::from(next)) else { break };
+            let Some(number) = fresh.pop() else { break };
+            let words = [descriptor.load(0, Ordering::Relaxed), word];
+            descriptor.store(0, buffers.iova(number).unwrap_or_default(), Ordering::Relaxed);
+            descriptor.store(1, 0, Ordering::Relaxed);
+            let buffer = Buffer(std::mem::replace(slot, number));
+            let _ = out.try_push(RxSegment { buffer, length: bytes_here, words });
+            next = if next + 1 == length { 0 } else { next + 1 };
+            taken += 1;
+            bytes += u64::from(bytes_here);
+        }
+        self.next = next;
+        self.untold += taken;
+        self.counters.frames += u64::from(taken);
+        self.counters.bytes += bytes;
+        taken
+    }
+
+    /// Takes one frame of any kind, if it is there whole and `out` has room: the slots it took, and
+    /// whether it was kept.
+    #[inline]
+    fn take_other<const N: usize>(
+        &mut self,
+        owned: u16,
+        out: &mut ArrayVec<RxSegment, N>,
+    ) -> Option<(u16, bool)> {
+        let word = self.ring.load(self.next, 1, Ordering::Acquire);
+        if word & DD == 0 {
+            return None;
+        }
+        self.take_chain(word, owned, out)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_chain<const N: usize>(
+        &mut self,
+        word: u64,
+        owned: u16,
+        out: &mut ArrayVec<RxSegment, N>,
+    ) -> Option<(u16, bool)> {
+        let count = self.chain(owned);
+        if count == 0 || usize::from(count) > out.remaining_capacity() {
+            return None;
+        }
+        match self.take_frame(word, count, out) {
+            Some(kept) => Some((count, kept)),
+            None => {
+                self.counters.no_buffer += 1;
+                None
+            }
+        }
+    }
+
     /// Slots of the frame at `next`, if all of it is there, else 0. A frame that is too long is
     /// given in pieces, to be dropped.
-    #[cold]
     fn chain(&mut self, owned: u16) -> u16 {
         let length = self.ring.len();
         let mut slot = self.next;
@@ -260,11 +331,11 @@ impl RxQueue {
         0
     }
 
-    /// Takes `count` segments, a frame, out of the ring into `out`. `None` if buffers to replace
-    /// them are lacking; else whether the frame was kept.
-    #[inline(always)]
+    /// Takes `count` segments, a frame whose first quadword 1 is `word`, out of the ring into
+    /// `out`. `None` if buffers to replace them are lacking; else whether the frame was kept.
     fn take_frame<const N: usize>(
         &mut self,
+        word: u64,
         count: u16,
         out: &mut ArrayVec<RxSegment, N>,
     ) -> Option<bool> {
@@ -273,37 +344,37 @@ impl RxQueue {
         }
         let before = out.len();
         let mut bytes = 0u64;
-        let mut fits = true;
-        let mut last = 0;
-        for _ in 0..count {
-            let segment = self.take_slot()?;
+        let mut sound = !self.dropping;
+        let mut word = word;
+        for left in (0..count).rev() {
+            let segment = self.take_slot(word)?;
             bytes += u64::from(segment.length);
-            fits &= usize::from(segment.length) <= self.memory.buffer_size();
-            last = segment.words[1];
+            sound &= u32::from(segment.length) <= self.buffers.size;
+            // The end where it was when the frame was measured.
+            sound &= (word & EOP != 0) == (left == 0);
             let _ = out.try_push(segment);
+            if left > 0 {
+                word = self.ring.load(self.next, 1, Ordering::Acquire);
+            }
         }
-        let kept = !self.dropping && fits && bytes > 0 && last & legacy::RXE == 0;
+        let kept = sound && bytes > 0 && word & legacy::RXE == 0;
         if kept {
             self.counters.frames += 1;
             self.counters.bytes += bytes;
         } else {
-            self.drop_frame(out, before, last);
+            self.drop_frame(out, before, word);
         }
         Some(kept)
     }
 
-    /// Takes one segment out of its slot and puts a fresh buffer there, which [`tell`](Self::tell)
-    /// hands over.
-    #[inline(always)]
-    fn take_slot(&mut self) -> Option<RxSegment> {
+    /// Takes one segment, whose quadword 1 is `word`, out of its slot and puts a fresh buffer
+    /// there, which [`tell`](Self::tell) hands over.
+    fn take_slot(&mut self, word: u64) -> Option<RxSegment> {
         let next = self.next;
-        // The words after DD was seen, with acquire, by the caller.
-        let words = [
-            self.ring.load(next, 0, Ordering::Relaxed),
-            self.ring.load(next, 1, Ordering::Relaxed),
-        ];
+        // `word` is quadword 1, read once by the caller with acquire.
+        let words = [self.ring.load(next, 0, Ordering::Relaxed), word];
         let fresh = self.cache.pop()?;
-        let iova = self.memory.buffer_iova(fresh).unwrap_or_default();
+        let iova = self.buffers.iova(fresh).unwrap_or_default();
         self.ring.store(next, 0, iova, Ordering::Relaxed);
         self.ring.store(next, 1, 0, Ordering::Relaxed);
         let index = std::mem::replace(self.slots.get_mut(usize::from(next))?, fresh);

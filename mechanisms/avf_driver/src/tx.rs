@@ -15,6 +15,7 @@ use crate::{
     buffers::{BufferCache, Depot},
     doorbell::Doorbell,
     gate::Gate,
+    memory::BufferMap,
 };
 
 /// In a slot that holds no buffer; no memory's indexes reach it.
@@ -56,11 +57,13 @@ pub struct TxQueue {
     reports: VecDeque<u16>,
     /// The buffer in each slot.
     slots: Box<[u32]>,
-    /// With fewer free slots than this, a burst first takes back what was sent.
+    /// With fewer free slots than this, a burst first takes back what was sent: soon, so that few
+    /// buffers go round and stay in the caches of both cores.
     reclaim_below: u16,
     report: ReportConfig,
     tail: Doorbell,
     cache: BufferCache,
+    buffers: BufferMap,
     memory: Arc<DriverMemory>,
     gate: Gate,
     counters: TxCounters,
@@ -103,10 +106,11 @@ impl TxQueue {
             unreported: 0,
             reports: VecDeque::with_capacity(usize::from(length)),
             slots: vec![NO_BUFFER; usize::from(length)].into(),
-            reclaim_below: length / 2,
+            reclaim_below: length - (2 * report.every).min(length / 2),
             report,
             tail,
             cache: BufferCache::new(depot),
+            buffers: memory.buffers(),
             memory,
             gate,
             counters: TxCounters::default(),
@@ -118,11 +122,9 @@ impl TxQueue {
     ///
     /// The device must not be able to reach the ring.
     pub(crate) fn restart(&mut self, tail: Doorbell, gate: Gate) -> Result<()> {
-        for slot in &mut self.slots {
-            let index = std::mem::replace(slot, NO_BUFFER);
-            if index != NO_BUFFER {
-                self.cache.push(index);
-            }
+        if self.free != self.ring.len() - 1 {
+            let last = self.before(self.next);
+            self.take_back(last);
         }
         for index in 0..self.ring.len() {
             self.ring.store(index, 0, 0, Ordering::Relaxed);
@@ -152,19 +154,23 @@ impl TxQueue {
     /// A free buffer to fill and transmit; `None` while all are in use.
     #[inline]
     pub fn reserve(&mut self) -> Option<Buffer> {
-        match self.cache.pop() {
-            Some(index) => Some(Buffer(index)),
-            None => {
-                self.reclaim();
-                self.cache.pop().map(Buffer)
-            }
+        match self.cache.at_hand().pop() {
+            Some(number) => Some(Buffer(number)),
+            None => self.reserve_elsewhere(),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn reserve_elsewhere(&mut self) -> Option<Buffer> {
+        self.reclaim();
+        self.cache.pop().map(Buffer)
     }
 
     /// Gives back a buffer that was not transmitted; one of another driver's memory is ignored.
     #[inline]
     pub fn free(&mut self, buffer: Buffer) {
-        if self.memory.buffer_iova(buffer.0).is_some() {
+        if self.buffers.contains(buffer.0) {
             self.cache.push(buffer.0);
         }
     }
@@ -204,34 +210,20 @@ impl TxQueue {
         if !self.gate.is_open() || burst.is_empty() {
             return 0;
         }
-        if self.free < self.reclaim_below {
-            self.reclaim();
-        }
+        // As much as a burst takes, so that buffers do not pile up.
+        while self.free < self.reclaim_below && self.reclaim_report() {}
         let start = self.next;
-        let mut taken = 0;
-        let mut frames = 0;
-        while let Some(segment) = burst.get(taken) {
-            // A frame of one segment without segmentation is the usual one.
-            if segment.end && !segment.offload.segments() {
-                if self.free == 0 && !self.make_room(1) {
-                    break;
-                }
-                if !self.post_single(segment) {
-                    self.reject(burst, taken, 1);
-                }
-                taken += 1;
-            } else {
-                let shape = self.shape(burst.get(taken..).unwrap_or_default());
-                if shape.valid {
-                    if self.free < shape.descriptors && !self.make_room(shape.descriptors) {
-                        break;
-                    }
-                    self.post_chain(burst.get(taken..taken + shape.segments), &shape);
-                } else {
-                    self.reject(burst, taken, shape.segments);
-                }
-                taken += shape.segments;
+        let (mut taken, mut frames) = (0, 0);
+        loop {
+            let count = self.post_plain(burst.get(taken..).unwrap_or_default());
+            taken += count;
+            frames += count;
+            let rest = burst.get(taken..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
             }
+            let Some(count) = self.post_other(rest) else { break };
+            taken += count;
             frames += 1;
         }
         if self.next != start {
@@ -246,42 +238,42 @@ impl TxQueue {
     /// and [`reserve`](Self::reserve) do so when they run short; a user that goes idle may do so to
     /// have all back.
     pub fn reclaim(&mut self) {
-        while let Some(&report) = self.reports.front() {
-            let word = self.ring.load(report, 1, Ordering::Acquire);
-            if !TxDescriptor([0, word]).is_done() {
-                return;
-            }
-            self.reports.pop_front();
-            if let Some(&next) = self.reports.front() {
-                self.ring.prefetch_read(next);
-            }
-            self.take_back(report);
+        while self.reclaim_report() {}
+    }
+
+    /// Takes back what the oldest report covers; `false` if the device has not given it.
+    #[inline]
+    fn reclaim_report(&mut self) -> bool {
+        let Some(&report) = self.reports.front() else { return false };
+        let word = self.ring.load(report, 1, Ordering::Acquire);
+        if !TxDescriptor([0, word]).is_done() {
+            return false;
         }
+        self.reports.pop_front();
+        self.take_back(report);
+        true
     }
 
     /// Frees the slots up to and including `last`.
-    #[inline]
     fn take_back(&mut self, last: u16) {
-        let length = self.ring.len();
-        let mut slot = self.oldest;
-        loop {
-            if let Some(index) = self.slots.get_mut(usize::from(slot)) {
-                let index = std::mem::replace(index, NO_BUFFER);
-                if index != NO_BUFFER {
-                    self.cache.push(index);
+        let end = last + 1;
+        let (from, to) = (usize::from(self.oldest), usize::from(end));
+        let (first, second) =
+            if from < to { (from..to, 0..0) } else { (from..self.slots.len(), 0..to) };
+        for range in [first, second] {
+            for number in self.slots.get(range).unwrap_or_default() {
+                if *number != NO_BUFFER {
+                    self.cache.push(*number);
                 }
             }
-            self.free += 1;
-            let done = slot == last;
-            slot = if slot + 1 == length { 0 } else { slot + 1 };
-            if done {
-                break;
-            }
         }
-        self.oldest = slot;
+        self.free +=
+            if from < to { end - self.oldest } else { self.ring.len() - self.oldest + end };
+        self.oldest = self.after(last);
     }
 
     #[cold]
+    #[inline(never)]
     fn make_room(&mut self, descriptors: u16) -> bool {
         self.reclaim();
         if self.free < descriptors {
@@ -291,31 +283,78 @@ impl TxQueue {
         true
     }
 
+    /// Posts frames from the front of `segments` as long as they are plain (one segment, not
+    /// segmented by the device), sound, and there is room. Returns how many.
     #[inline(always)]
-    fn post_single(&mut self, segment: &TxSegment) -> bool {
-        let Some(address) = self.address(segment) else { return false };
-        if segment.length < MIN_FRAME {
-            return false;
+    fn post_plain(&mut self, segments: &[TxSegment]) -> usize {
+        let length = self.ring.len();
+        let buffers = self.buffers;
+        let (mut next, mut unreported) = (self.next, self.unreported);
+        let (mut posted, mut bytes) = (0u16, 0u64);
+        for segment in segments.iter().take(usize::from(self.free)) {
+            let end = u32::from(segment.offset) + u32::from(segment.length);
+            let Some(address) = buffers.iova(segment.buffer.0) else { break };
+            if !segment.end
+                || segment.offload.segments()
+                || segment.length < MIN_FRAME
+                || end > buffers.size
+            {
+                break;
+            }
+            let address = address + u64::from(segment.offset);
+            let mut data = TxData::new(address, segment.length).with_end_of_packet();
+            data.0[1] |= segment.offload.data;
+            unreported += 1;
+            if unreported >= self.report.every {
+                data = data.with_report_status();
+                self.reports.push_back(next);
+                unreported = 0;
+            }
+            let descriptor = self.ring.slot(next);
+            descriptor.store(0, data.0[0], Ordering::Relaxed);
+            descriptor.store(1, data.0[1], Ordering::Relaxed);
+            if let Some(slot) = self.slots.get_mut(usize::from(next)) {
+                *slot = segment.buffer.0;
+            }
+            next = if next + 1 == length { 0 } else { next + 1 };
+            posted += 1;
+            bytes += u64::from(segment.length);
         }
-        let mut data = TxData::new(address, segment.length).with_end_of_packet();
-        data.0[1] |= segment.offload.data;
-        self.post(data.0, segment.buffer.0);
-        self.frame_posted(1, u64::from(segment.length));
-        true
+        self.next = next;
+        self.unreported = unreported;
+        self.free -= posted;
+        self.counters.frames += u64::from(posted);
+        self.counters.bytes += bytes;
+        usize::from(posted)
+    }
+
+    /// Posts or rejects one frame that is not plain, or that there was no room for. Returns how
+    /// many segments it had; `None` if there is still no room.
+    #[cold]
+    #[inline(never)]
+    fn post_other(&mut self, segments: &[TxSegment]) -> Option<usize> {
+        let shape = self.shape(segments);
+        let segments = segments.get(..shape.segments)?;
+        if !shape.valid {
+            self.reject(segments);
+        } else if self.free >= shape.descriptors || self.make_room(shape.descriptors) {
+            self.post_chain(segments, &shape);
+        } else {
+            return None;
+        }
+        Some(shape.segments)
     }
 
     /// Device address of a segment, if it lies in a buffer of ours and is not empty.
-    #[inline(always)]
     fn address(&self, segment: &TxSegment) -> Option<u64> {
-        let end = usize::from(segment.offset) + usize::from(segment.length);
-        if segment.length == 0 || end > self.memory.buffer_size() {
+        let end = u32::from(segment.offset) + u32::from(segment.length);
+        if segment.length == 0 || end > self.buffers.size {
             return None;
         }
-        Some(self.memory.buffer_iova(segment.buffer.0)? + u64::from(segment.offset))
+        Some(self.buffers.iova(segment.buffer.0)? + u64::from(segment.offset))
     }
 
     /// Measures the frame at the head of `segments`.
-    #[cold]
     fn shape(&self, segments: &[TxSegment]) -> Shape {
         let mut shape = Shape { segments: 0, descriptors: 0, bytes: 0, valid: true };
         let mut ended = false;
@@ -344,9 +383,7 @@ impl TxQueue {
         shape
     }
 
-    #[cold]
-    fn post_chain(&mut self, segments: Option<&[TxSegment]>, shape: &Shape) {
-        let segments = segments.unwrap_or_default();
+    fn post_chain(&mut self, segments: &[TxSegment], shape: &Shape) {
         let offload = segments.first().map_or(FrameOffload::NONE, |first| first.offload);
         if offload.segments() {
             let payload = shape.bytes - u32::from(offload.headers);
@@ -362,26 +399,24 @@ impl TxQueue {
             data.0[1] |= offload.data;
             self.post(data.0, segment.buffer.0);
         }
-        self.frame_posted(shape.descriptors, u64::from(shape.bytes));
+        self.counters.frames += 1;
+        self.counters.bytes += u64::from(shape.bytes);
+        self.unreported += shape.descriptors;
+        if self.unreported >= self.report.every {
+            self.ask_report();
+        }
     }
 
-    #[cold]
-    fn reject<const N: usize>(
-        &mut self,
-        burst: &ArrayVec<TxSegment, N>,
-        from: usize,
-        segments: usize,
-    ) {
+    fn reject(&mut self, segments: &[TxSegment]) {
         self.counters.rejected += 1;
-        for segment in burst.get(from..from + segments).unwrap_or_default() {
-            if self.memory.buffer_iova(segment.buffer.0).is_some() {
+        for segment in segments {
+            if self.buffers.contains(segment.buffer.0) {
                 self.cache.push(segment.buffer.0);
             }
         }
     }
 
     /// Fills the next slot; there must be a free one.
-    #[inline(always)]
     fn post(&mut self, words: [u64; 2], buffer: u32) {
         let [low, high] = words;
         self.ring.store(self.next, 0, low, Ordering::Relaxed);
@@ -389,25 +424,14 @@ impl TxQueue {
         if let Some(slot) = self.slots.get_mut(usize::from(self.next)) {
             *slot = buffer;
         }
-        self.next = if self.next + 1 == self.ring.len() { 0 } else { self.next + 1 };
+        self.next = self.after(self.next);
         self.free -= 1;
-    }
-
-    /// Counts a frame whose descriptors were just filled, and asks for a report if it is time.
-    #[inline(always)]
-    fn frame_posted(&mut self, descriptors: u16, bytes: u64) {
-        self.counters.frames += 1;
-        self.counters.bytes += bytes;
-        self.unreported += descriptors;
-        if self.unreported >= self.report.every {
-            self.ask_report();
-        }
     }
 
     /// Sets RS on the descriptor filled last, the end of a frame that the device was not told of
     /// yet.
     fn ask_report(&mut self) {
-        let last = if self.next == 0 { self.ring.len() - 1 } else { self.next - 1 };
+        let last = self.before(self.next);
         let word = self.ring.load(last, 1, Ordering::Relaxed);
         let data = TxData([0, word]).with_report_status();
         self.ring.store(last, 1, data.0[1], Ordering::Relaxed);
@@ -421,5 +445,13 @@ impl TxQueue {
             self.ask_report();
         }
         self.tail.ring(u32::from(self.next));
+    }
+
+    fn after(&self, slot: u16) -> u16 {
+        if slot + 1 == self.ring.len() { 0 } else { slot + 1 }
+    }
+
+    fn before(&self, slot: u16) -> u16 {
+        if slot == 0 { self.ring.len() - 1 } else { slot - 1 }
     }
 }
