@@ -17,6 +17,19 @@
 //! * [`VfMediation`]: what a guest sees of a VF whose raw configuration space is not fit to be seen, and
 //!   what becomes of its writes.
 //! * [`avf`]: the functions of Clearway's software adapter.
+//!
+//! ```
+//! use pci_function::{Effect, avf};
+//!
+//! let mut vf = avf::virtual_function(17)?;
+//! let mut ids = [0; 4];
+//! vf.config_read(0x00, &mut ids)?;
+//! assert_eq!(ids, [0x86, 0x80, 0x89, 0x18]);
+//! // The guest turns bus mastering on; the device may do DMA from now on.
+//! assert_eq!(vf.config_write(0x04, &[0x04])?, [Effect::BusMasterChanged { enabled: true }]);
+//! assert!(vf.dma_allowed());
+//! # Ok::<(), pci_function::PciFunctionError>(())
+//! ```
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 

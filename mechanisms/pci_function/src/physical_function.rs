@@ -181,7 +181,6 @@ impl PhysicalFunction {
             self.vfs.clear();
         }
         let active = self.function.sr_iov().map_or(0, SrIov::active_vfs);
-        self.vfs.truncate(usize::from(active));
         let present = u16::try_from(self.vfs.len()).unwrap_or(u16::MAX);
         for vf in present..active {
             let made = self.make_vf(VfIndex(vf))?;
