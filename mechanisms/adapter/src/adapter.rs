@@ -67,6 +67,19 @@ pub struct Adapter {
     worker: Worker,
 }
 
+/// An allocated VF, for reports.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct AllocatedVf {
+    /// Its id.
+    pub id: VfId,
+    /// The address assigned to it; zero leaves the choice to its guest.
+    pub mac: MacAddress,
+    /// Its VPort.
+    pub vport: Option<VPortId>,
+    /// Queue pairs it has.
+    pub queue_pairs: u16,
+}
+
 /// What is refused for lack of a thing, or because of its state.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
@@ -485,6 +498,23 @@ impl Adapter {
         Ok(self.data_path().run(move |data_path| data_path.set_uplink(uplink))?)
     }
 
+    /// The VFs that are allocated.
+    pub fn allocated_vfs(&self) -> Vec<AllocatedVf> {
+        let state = lock(&self.state);
+        let of = |(id, vf): (&VfId, &Vf)| AllocatedVf {
+            id: *id,
+            mac: vf.mac,
+            vport: vf.vport,
+            queue_pairs: lock(&vf.served.function).policy().queue_pairs,
+        };
+        state.vfs.iter().map(of).collect()
+    }
+
+    /// How long the data path thread has slept since it started.
+    pub fn data_path_slept(&self) -> std::time::Duration {
+        self.data_path().slept()
+    }
+
     /// Whether the physical port's link is up.
     pub fn link_is_up(&self) -> bool {
         self.link.get().up
@@ -542,10 +572,8 @@ fn serve(
 }
 
 fn open_uplink(spec: &UplinkSpec, max_frame: u16) -> Result<Box<dyn uplink::Uplink>, AdapterError> {
-    let _ = max_frame;
-    match spec {
-        _ => Ok(Box::new(uplink::NoUplink::default())),
-    }
+    uplink::open(spec, max_frame.into())
+        .map_err(|source| AdapterError::Uplink { spec: spec.to_string(), source })
 }
 
 /// A lock whose holder panicked is still a lock: the state behind it is changed in single steps.

@@ -10,6 +10,7 @@
 //! * [`Adapter`]: PF, VFs, VPorts and their sockets
 //! * `function`: one PCI function: configuration space, registers, doorbells, interrupts
 //! * `miniport`: the NDIS contract in front of the adapter
+//! * [`AdapterServer`]: all of it behind a device control socket; [`control`]: its private controls
 //! * [`data_path`]: the worker thread that moves the frames
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
@@ -17,14 +18,17 @@
 mod adapter;
 mod clock;
 mod config;
+pub mod control;
 pub mod data_path;
 mod error;
 mod function;
 mod miniport;
+mod server;
 
-pub use adapter::{Adapter, RequestError};
+pub use adapter::{Adapter, AllocatedVf, RequestError};
 pub use config::AdapterConfig;
 pub use data_path::{FunctionStats, UplinkStats};
 pub use error::AdapterError;
 pub use function::FunctionError;
 pub use miniport::AdapterMiniport;
+pub use server::{AdapterServer, CONTROL_SOCKET, StartError, control_socket};

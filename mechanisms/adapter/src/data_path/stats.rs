@@ -1,10 +1,10 @@
 //! Counters of the data path. Plain numbers: the worker thread owns them, readers ask the worker.
 
 use nic_switch::{DropReason, MacKey};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a function received from the switch.
-#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize)]
+#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
 pub struct ReceiveStats {
     /// Bytes, without FCS.
     pub bytes: u64,
@@ -48,7 +48,7 @@ impl ReceiveStats {
 }
 
 /// What a function sent into the switch.
-#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize)]
+#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
 pub struct TransmitStats {
     /// Bytes, without FCS.
     pub bytes: u64,
@@ -111,7 +111,7 @@ impl TransmitStats {
 }
 
 /// Both directions of one function.
-#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize)]
+#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
 pub struct FunctionStats {
     /// From the switch to the function.
     pub receive: ReceiveStats,
@@ -120,7 +120,7 @@ pub struct FunctionStats {
 }
 
 /// What crossed the physical port.
-#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize)]
+#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
 pub struct UplinkStats {
     /// Frames that came in.
     pub received: u64,

@@ -1,0 +1,150 @@
+//! Private controls of this adapter: what no OID covers. Codes and their JSON payloads, for both ends of
+//! device control.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FunctionStats, UplinkStats};
+
+/// A private control's code, its input and its output.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+#[repr(u32)]
+pub enum PrivateControl {
+    /// Nothing in, [`AdapterStatus`] as JSON out.
+    Status = 1,
+    /// An uplink spec as text in, nothing out.
+    SetUplink = 2,
+    /// [`SetVPortPolicy`] as JSON in, nothing out.
+    SetVPortPolicy = 3,
+    /// [`VfNumber`] as JSON in, nothing out: the PF resets the VF, whose driver comes back by itself.
+    ResetVf = 4,
+    /// Nothing in, nothing out: the adapter ends as on SIGTERM.
+    Shutdown = 5,
+}
+
+impl PrivateControl {
+    /// The control with this code.
+    pub const fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            1 => Self::Status,
+            2 => Self::SetUplink,
+            3 => Self::SetVPortPolicy,
+            4 => Self::ResetVf,
+            5 => Self::Shutdown,
+            _ => return None,
+        })
+    }
+
+    /// Its code.
+    pub const fn code(self) -> u32 {
+        self as u32
+    }
+}
+
+/// Room that the answer of [`PrivateControl::Status`] may need, bytes: 256 VFs.
+pub const STATUS_CAPACITY: usize = 512 << 10;
+
+/// Names a VF.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VfNumber {
+    /// VF id, from 0.
+    pub vf: u16,
+}
+
+/// What the adapter is doing.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AdapterStatus {
+    /// Its name.
+    pub name: String,
+    /// VFs that are enabled.
+    pub num_vfs: u16,
+    /// The physical port.
+    pub uplink: UplinkStatus,
+    /// The PF's own queue pairs.
+    pub pf: FunctionStatus,
+    /// Allocated VFs.
+    pub vfs: Vec<VfStatus>,
+    /// How frames are copied: `avx512` or `memcpy`.
+    pub copy_method: String,
+    /// Microseconds that the data path thread has slept since it started.
+    pub data_path_slept_us: u64,
+}
+
+/// The physical port.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    /// What it is connected to, as an uplink spec.
+    pub spec: String,
+    /// Whether the link is up.
+    pub link_up: bool,
+    /// Its last error.
+    pub last_error: Option<String>,
+    /// For a replay: whether it is through.
+    pub replay_finished: Option<bool>,
+    /// Counters.
+    pub stats: UplinkStats,
+}
+
+/// A function.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct FunctionStatus {
+    /// Where it is served by vfio-user.
+    pub socket: String,
+    /// Whether a guest is connected.
+    pub connected: bool,
+    /// Counters since it was made.
+    pub stats: FunctionStats,
+}
+
+/// An allocated VF.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VfStatus {
+    /// VF id.
+    pub vf: u16,
+    /// The address assigned to it; zero if its guest may choose.
+    pub mac: String,
+    /// Its VPort.
+    pub vport: Option<u32>,
+    /// Queue pairs of its VPort.
+    pub queue_pairs: u16,
+    /// The function.
+    #[serde(flatten)]
+    pub function: FunctionStatus,
+}
+
+/// The VLAN mode of a VPort.
+#[derive(Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "mode")]
+pub enum VlanMode {
+    /// Tags pass as they are; receive filters alone decide.
+    #[default]
+    Transparent,
+    /// One VLAN, never a tag.
+    Access {
+        /// VLAN id, 1–4094.
+        vlan: u16,
+    },
+    /// Several VLANs by tag.
+    Trunk {
+        /// VLAN of untagged frames; 0 leaves them untagged.
+        native: u16,
+        /// VLANs that pass tagged.
+        allowed: Vec<u16>,
+    },
+}
+
+/// Changes what a VPort may do.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVPortPolicy {
+    /// The VPort, not the default one.
+    pub vport: u32,
+    /// Whether foreign source addresses pass.
+    #[serde(default)]
+    pub allow_spoofing: bool,
+    /// Whether its guest may see frames that are not for it.
+    #[serde(default)]
+    pub allow_promiscuous: bool,
+    /// VLAN mode.
+    #[serde(default)]
+    pub vlan: VlanMode,
+}

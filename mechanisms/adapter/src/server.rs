@@ -1,0 +1,279 @@
+//! The adapter behind its device control socket: OIDs go to NDIS, I/O controls and interface callbacks to the
+//! PF driver contract, private controls to the adapter itself.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use device_control::{
+    Client, Completion, DeviceControlHandler, DeviceControlServer, DriverName, OidRequestKind,
+    PfDriverHandler, Request, RequestId, ServerConfig, ServerError,
+};
+use ndis::{AdapterConfiguration, Ndis, NdisSriovDevice, request_kind};
+use ndis_protocol::{FunctionId, VPortId, VfId, VlanId};
+use nic_switch::{VPortPolicy, VlanPolicy, VlanSet};
+use pcivirt_protocol::{IoctlCode, NtStatus};
+use pf_driver::{LuidGenerator, PfDriver};
+
+use crate::{
+    Adapter, AdapterConfig, AdapterError, AdapterMiniport, RequestError,
+    control::{
+        AdapterStatus, FunctionStatus, PrivateControl, SetVPortPolicy, UplinkStatus, VfNumber,
+        VfStatus, VlanMode,
+    },
+};
+
+/// Name of the device control socket in the adapter's folder.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// An error of starting an adapter with its control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The adapter itself.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// NDIS could not start the PF miniport.
+    #[error("NDIS cannot start the adapter")]
+    Ndis(#[source] ndis::StartError),
+    /// The control socket.
+    #[error("the device control socket cannot be served")]
+    Control(#[source] ServerError),
+    /// The name.
+    #[error("{0:?} is not a name for an adapter: 1 to 64 printable characters without spaces")]
+    Name(String),
+}
+
+/// A running adapter: NIC, NDIS and device control. Dropping it halts the adapter and removes its sockets.
+pub struct AdapterServer {
+    control: Option<DeviceControlServer>,
+    ndis: Arc<Mutex<Ndis<AdapterMiniport>>>,
+    adapter: Arc<Adapter>,
+    shutdown: crossbeam_channel::Receiver<()>,
+}
+
+impl AdapterServer {
+    /// Powers the adapter on, lets NDIS start it, and serves device control.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub fn start(
+        config: AdapterConfig,
+        configuration: AdapterConfiguration,
+    ) -> Result<Self, StartError> {
+        let name =
+            DriverName::new(&config.name).map_err(|_| StartError::Name(config.name.clone()))?;
+        let path = control_socket(&config.directory);
+        let adapter = Arc::new(Adapter::start(config)?);
+        let mut luids = LuidGenerator::new();
+        let luid = luids.allocate();
+        let miniport = AdapterMiniport::new(Arc::clone(&adapter), luid);
+        let mut ndis = Ndis::new(miniport, configuration);
+        ndis.start().map_err(StartError::Ndis)?;
+        let ndis = Arc::new(Mutex::new(ndis));
+        let device = Arc::new(NdisSriovDevice::new(Arc::clone(&ndis), &mut luids));
+        let (ask, shutdown) = crossbeam_channel::bounded(1);
+        let handler = Handler {
+            ndis: Arc::clone(&ndis),
+            pf: PfDriverHandler::new(Arc::new(PfDriver::new(device))),
+            adapter: Arc::clone(&adapter),
+            shutdown: ask,
+        };
+        let control = DeviceControlServer::start(ServerConfig::new(path, name), Arc::new(handler))
+            .map_err(StartError::Control)?;
+        Ok(Self { control: Some(control), ndis, adapter, shutdown })
+    }
+
+    /// The NIC.
+    pub fn adapter(&self) -> &Arc<Adapter> {
+        &self.adapter
+    }
+
+    /// Where device control is served.
+    pub fn control_path(&self) -> Option<&Path> {
+        self.control.as_ref().map(DeviceControlServer::path)
+    }
+
+    /// Becomes readable when a client has asked the adapter to end.
+    pub fn shutdown_requested(&self) -> &crossbeam_channel::Receiver<()> {
+        &self.shutdown
+    }
+}
+
+impl Drop for AdapterServer {
+    fn drop(&mut self) {
+        // First nobody asks for anything any more, then the adapter is halted in order.
+        self.control = None;
+        lock(&self.ndis).halt();
+    }
+}
+
+/// The device control socket of an adapter whose sockets are in `directory`.
+pub fn control_socket(directory: &Path) -> PathBuf {
+    directory.join(CONTROL_SOCKET)
+}
+
+struct Handler {
+    ndis: Arc<Mutex<Ndis<AdapterMiniport>>>,
+    pf: PfDriverHandler<NdisSriovDevice<AdapterMiniport>>,
+    adapter: Arc<Adapter>,
+    shutdown: crossbeam_channel::Sender<()>,
+}
+
+impl DeviceControlHandler for Handler {
+    fn disconnected(&self, client: &Client) {
+        self.pf.disconnected(client);
+    }
+
+    fn ioctl(&self, client: &Client, code: IoctlCode, request: Request) {
+        self.pf.ioctl(client, code, request);
+    }
+
+    fn callback(&self, client: &Client, code: u32, request: Request) {
+        self.pf.callback(client, code, request);
+    }
+
+    fn cancel(&self, client: &Client, id: RequestId) {
+        self.pf.cancel(client, id);
+    }
+
+    fn oid(&self, client: &Client, oid: u32, kind: OidRequestKind, request: Request) {
+        let completion = lock(&self.ndis).oid_request(
+            &client.name,
+            oid,
+            request_kind(kind),
+            &request.input,
+            request.output_capacity,
+        );
+        if let Some(refusal) = &completion.refusal {
+            tracing::info!(client = %client.name, oid = %ndis::oid_name(oid), %refusal, "an OID was refused");
+        }
+        request.complete(completion);
+    }
+
+    fn private(&self, _client: &Client, code: u32, request: Request) {
+        let done = match PrivateControl::from_code(code) {
+            None => Err(NtStatus::INVALID_DEVICE_REQUEST),
+            Some(control) => self.private_control(control, &request.input),
+        };
+        let completion = match done {
+            Ok(output) => Completion::output(output, request.output_capacity),
+            Err(status) => Completion::status(status),
+        };
+        request.complete(completion);
+    }
+}
+
+impl Handler {
+    fn private_control(&self, control: PrivateControl, input: &[u8]) -> Result<Vec<u8>, NtStatus> {
+        match control {
+            PrivateControl::Status => {
+                let status = self.adapter.status().map_err(|error| nt_status(&error))?;
+                serde_json::to_vec(&status).map_err(|_| NtStatus::UNSUCCESSFUL)
+            }
+            PrivateControl::SetUplink => {
+                let text = std::str::from_utf8(input).map_err(|_| NtStatus::INVALID_PARAMETER)?;
+                let spec = text.parse().map_err(|_| NtStatus::INVALID_PARAMETER)?;
+                self.adapter.set_uplink(&spec).map_err(|error| nt_status(&error))?;
+                Ok(Vec::new())
+            }
+            PrivateControl::SetVPortPolicy => {
+                let change: SetVPortPolicy =
+                    serde_json::from_slice(input).map_err(|_| NtStatus::INVALID_PARAMETER)?;
+                let (vport, policy) = policy(&change).ok_or(NtStatus::INVALID_PARAMETER)?;
+                let done = self.adapter.set_vport_policy(vport, policy);
+                done.map_err(|error| nt_status(&error))?;
+                Ok(Vec::new())
+            }
+            PrivateControl::ResetVf => {
+                let VfNumber { vf } =
+                    serde_json::from_slice(input).map_err(|_| NtStatus::INVALID_PARAMETER)?;
+                let vf = VfId::new(vf).ok_or(NtStatus::INVALID_PARAMETER)?;
+                self.adapter.pf_reset_vf(vf).map_err(|error| nt_status(&error))?;
+                Ok(Vec::new())
+            }
+            PrivateControl::Shutdown => {
+                // Full: somebody has asked already.
+                let _ = self.shutdown.try_send(());
+                Ok(Vec::new())
+            }
+        }
+    }
+}
+
+/// A policy as the switch takes it; `None` if a number is out of range.
+fn policy(change: &SetVPortPolicy) -> Option<(VPortId, VPortPolicy)> {
+    let vport = VPortId::new(change.vport)?;
+    let vlan = match &change.vlan {
+        VlanMode::Transparent => VlanPolicy::Transparent,
+        VlanMode::Access { vlan } => VlanPolicy::Access(VlanId::new(*vlan)?.get()),
+        VlanMode::Trunk { native, allowed } => {
+            if *native != 0 {
+                VlanId::new(*native)?;
+            }
+            let allowed = allowed.iter().map(|id| Some(VlanId::new(*id)?.get()));
+            VlanPolicy::Trunk { native: *native, allowed: allowed.collect::<Option<VlanSet>>()? }
+        }
+    };
+    let policy = VPortPolicy {
+        allow_spoofing: change.allow_spoofing,
+        allow_promiscuous: change.allow_promiscuous,
+        vlan,
+    };
+    Some((vport, policy))
+}
+
+fn nt_status(error: &RequestError) -> NtStatus {
+    tracing::warn!(%error, "a private control failed");
+    match error {
+        RequestError::NoSuchVf(_) | RequestError::NoSuchVPort(_) => NtStatus::NOT_FOUND,
+        RequestError::Adapter(AdapterError::DataPath(_)) => NtStatus::DEVICE_REMOVED,
+        RequestError::Adapter(_) => NtStatus::INSUFFICIENT_RESOURCES,
+        _ => NtStatus::INVALID_PARAMETER,
+    }
+}
+
+impl Adapter {
+    /// What the adapter is doing, for people and programs.
+    pub fn status(&self) -> Result<AdapterStatus, RequestError> {
+        let (spec, last_error) = self.uplink_state()?;
+        let function = |id| {
+            Ok::<_, RequestError>(FunctionStatus {
+                socket: self.socket(id).display().to_string(),
+                connected: self.is_connected(id),
+                stats: self.stats(id)?,
+            })
+        };
+        let mut vfs = Vec::new();
+        for vf in self.allocated_vfs() {
+            vfs.push(VfStatus {
+                vf: vf.id.get(),
+                mac: vf.mac.to_string(),
+                vport: vf.vport.map(VPortId::get),
+                queue_pairs: vf.queue_pairs,
+                function: function(FunctionId::Vf(vf.id))?,
+            });
+        }
+        Ok(AdapterStatus {
+            name: self.config().name.clone(),
+            num_vfs: self.pci().active_vfs(),
+            uplink: UplinkStatus {
+                spec,
+                link_up: self.link_is_up(),
+                last_error,
+                replay_finished: self.replay_finished()?,
+                stats: self.uplink_stats()?,
+            },
+            pf: function(FunctionId::Pf)?,
+            vfs,
+            copy_method: shared_memory::copy_method().to_owned(),
+            data_path_slept_us: u64::try_from(self.data_path_slept().as_micros())
+                .unwrap_or(u64::MAX),
+        })
+    }
+}
+
+/// A lock whose holder panicked is still a lock: NDIS changes its cache in whole steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
