@@ -227,11 +227,11 @@ fn attach_and_rebalance_race_without_a_hang() {
     std::thread::scope(|scope| {
         let rebalancing = scope.spawn(|| {
             for _ in 0..ROUNDS {
-                if driver.query_stop().is_success() {
-                    assert_eq!(driver.start(), NtStatus::SUCCESS);
-                } else {
-                    assert_eq!(driver.cancel_stop(), NtStatus::SUCCESS);
-                }
+                let stop = PnpThread::start(&driver, |driver| driver.query_stop()).status();
+                let restart = PnpThread::start(&driver, move |driver| {
+                    if stop.is_success() { driver.start() } else { driver.cancel_stop() }
+                });
+                assert_eq!(restart.status(), NtStatus::SUCCESS);
             }
         });
         for worker in 0..4u64 {
