@@ -1,7 +1,8 @@
 //! A PCI Express function: its configuration space as a whole, and what follows from it.
 
 use pcie_protocol::{
-    Bar, BarIndex, Bars, DeviceStatus, ExtendedCapabilityHeader, PowerState, Status, header_offset,
+    Bar, BarIndex, Bars, DeviceStatus, ExtendedCapabilityHeader, PowerManagementCapability,
+    PowerState, Status, header_offset,
 };
 
 use crate::{
@@ -174,6 +175,21 @@ impl PciFunction {
         self.reset_registers(kind);
         let mut effects = Vec::new();
         self.report(&before, &mut effects);
+        effects
+    }
+
+    /// Puts the function into a power state, as a write of its power management register does: for a PF
+    /// driver that was asked to (SET_VF_POWER_STATE). Returns what the device has to do, in order. A state
+    /// that cannot be entered, or a function without power management, stays as it is.
+    pub fn set_power_state(&mut self, state: PowerState) -> Vec<Effect> {
+        let is_power =
+            |placed: &&Placed| matches!(placed.capability, Capability::PowerManagement(_));
+        let mut effects = Vec::new();
+        if let Some(offset) = self.capabilities.iter().find(is_power).map(|placed| placed.offset) {
+            let write = DwordWrite { value: u32::from(state.into_bits()), mask: 0xFF };
+            let register = offset + PowerManagementCapability::CONTROL_OFFSET;
+            self.write_dword(register, write, &mut effects);
+        }
         effects
     }
 

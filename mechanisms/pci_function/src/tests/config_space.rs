@@ -211,6 +211,20 @@ fn sleep_and_wake_lose_state_without_no_soft_reset() {
 }
 
 #[test]
+fn a_pf_driver_sets_the_power_state_as_the_register_does() {
+    let mut vf = avf::virtual_function(5).unwrap();
+    let mut written = vf.clone();
+    assert_eq!(vf.set_power_state(PowerState::D3hot), written.write_u16(at::POWER, 3));
+    assert_eq!(vf.all(), written.all());
+    assert_eq!(vf.set_power_state(PowerState::D2), [], "there is no D2, and no way to it");
+    assert_eq!(vf.set_power_state(PowerState::D0), written.write_u16(at::POWER, 0));
+    assert_eq!(vf.all(), written.all());
+    let mut without = PciFunction::builder(IDENTITY).build().unwrap();
+    assert_eq!(without.set_power_state(PowerState::D3hot), []);
+    assert_eq!(without.power_state(), PowerState::D0);
+}
+
+#[test]
 fn a_reset_of_the_machine_clears_what_an_flr_keeps() {
     let mut vf = avf::virtual_function(5).unwrap();
     let new = vf.all();
