@@ -1,0 +1,185 @@
+//! Everything measured interleaved, in rounds, on the same two CPUs.
+//!
+//! In each round every subject is measured at every size, each round beginning with another subject, so that
+//! what a noisy machine does to one it does to all. Ratios are taken within a round; what is reported is their
+//! median.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+use super::{
+    copy_limit,
+    cores::Cores,
+    first_frame, forward,
+    idle::{self, Idle},
+    machine::Machine,
+    peers::{Peers, Subject},
+    ping_pong,
+    sample::{Rate, RoundTrip, Spread},
+    scale::{self, SCALES, Scale},
+};
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) rounds: usize,
+    /// Of one measurement.
+    pub(crate) duration: Duration,
+    pub(crate) sizes: Vec<u16>,
+    pub(crate) cores: Cores,
+    /// The peers' scripts; without them Clearway and the limits alone are measured.
+    pub(crate) peers: Option<PathBuf>,
+    /// Measure also scaling, idling and the time to the first frame.
+    pub(crate) all: bool,
+}
+
+/// One round.
+#[derive(Clone, Default, Debug, Serialize)]
+pub(crate) struct Round {
+    pub(crate) rates: Vec<(Subject, Rate)>,
+    pub(crate) round_trips: Vec<(Subject, RoundTrip)>,
+    pub(crate) scales: Vec<(Scale, Rate)>,
+}
+
+impl Round {
+    pub(crate) fn rate(&self, subject: Subject, size: u16) -> Option<&Rate> {
+        self.rates
+            .iter()
+            .find(|(of, rate)| *of == subject && rate.size == size)
+            .map(|(_, rate)| rate)
+    }
+
+    pub(crate) fn round_trip(&self, subject: Subject) -> Option<&RoundTrip> {
+        self.round_trips.iter().find(|(of, _)| *of == subject).map(|(_, trip)| trip)
+    }
+
+    pub(crate) fn scale(&self, scale: Scale) -> Option<&Rate> {
+        self.scales.iter().find(|(of, _)| *of == scale).map(|(_, rate)| rate)
+    }
+}
+
+/// All that was measured.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Results {
+    pub(crate) machine: Machine,
+    /// Seconds since 1970.
+    pub(crate) taken_at: u64,
+    pub(crate) seconds: f64,
+    pub(crate) cores: String,
+    pub(crate) sizes: Vec<u16>,
+    /// Descriptors of Clearway's rings, by size.
+    pub(crate) rings: Vec<(u16, u16)>,
+    pub(crate) rounds: Vec<Round>,
+    pub(crate) idle: Option<Idle>,
+    /// Milliseconds from ALLOCATE_VF to the first frame.
+    pub(crate) first_frame_ms: Option<Spread>,
+    /// What could not be measured, and why.
+    pub(crate) failures: Vec<String>,
+}
+
+/// Runs the plan; says on stderr what it is at.
+pub(crate) fn run(plan: &Plan) -> Results {
+    let taken_at = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let mut results = Results {
+        machine: Machine::look(),
+        taken_at,
+        seconds: plan.duration.as_secs_f64(),
+        cores: plan.cores.to_string(),
+        sizes: plan.sizes.clone(),
+        rings: plan.sizes.iter().map(|size| (*size, forward::ring(*size))).collect(),
+        rounds: Vec::new(),
+        idle: None,
+        first_frame_ms: None,
+        failures: Vec::new(),
+    };
+    for number in 0..plan.rounds {
+        eprintln!("round {} of {}", number + 1, plan.rounds);
+        let round = one_round(plan, number, &mut results.failures);
+        results.rounds.push(round);
+    }
+    if plan.all {
+        eprintln!("idling, first frames");
+        match idle::measure(plan.cores) {
+            Ok(idle) => results.idle = Some(idle),
+            Err(error) => results.failures.push(format!("idle: {error:#}")),
+        }
+        match first_frame::measure(plan.cores) {
+            Ok(first) => results.first_frame_ms = Some(first),
+            Err(error) => results.failures.push(format!("first frame: {error:#}")),
+        }
+    }
+    results.failures.dedup();
+    results
+}
+
+fn one_round(plan: &Plan, number: usize, failures: &mut Vec<String>) -> Round {
+    let mut round = Round::default();
+    let peers =
+        plan.peers.as_ref().map(|folder| Peers { folder: folder.clone(), cores: plan.cores });
+    let mut subjects = vec![Subject::CopyLimit, Subject::Clearway];
+    if peers.is_some() {
+        subjects.extend([Subject::Testpmd, Subject::Ovs]);
+    }
+    let first = number % subjects.len();
+    subjects.rotate_left(first);
+    for size in &plan.sizes {
+        for subject in &subjects {
+            match rate(plan, peers.as_ref(), *subject, *size) {
+                Ok(rate) => round.rates.push((*subject, rate)),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        }
+    }
+    for subject in subjects.iter().chain([&Subject::PingPong]) {
+        match round_trip(plan, peers.as_ref(), *subject) {
+            Some(Ok(trip)) => round.round_trips.push((*subject, trip)),
+            Some(Err(error)) => failures.push(format!("{error:#}")),
+            None => {}
+        }
+    }
+    if plan.all {
+        let duration = plan.duration.min(Duration::from_secs(1));
+        for scale in SCALES {
+            match scale::measure(scale, duration, plan.cores) {
+                Ok(rate) => round.scales.push((scale, rate)),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        }
+    }
+    round
+}
+
+fn rate(plan: &Plan, peers: Option<&Peers>, subject: Subject, size: u16) -> anyhow::Result<Rate> {
+    match (subject, peers) {
+        (Subject::Clearway, _) => {
+            let (mut ends, _nic) = forward::two_vfs(size, forward::ring(size), plan.cores)?;
+            ends.rate(plan.duration)
+        }
+        (Subject::Testpmd | Subject::Ovs, Some(peers)) => {
+            peers.rate(subject, size, plan.duration.as_secs_f64())
+        }
+        _ => copy_limit::measure(size, plan.duration.min(Duration::from_secs(1)), plan.cores),
+    }
+}
+
+fn round_trip(
+    plan: &Plan,
+    peers: Option<&Peers>,
+    subject: Subject,
+) -> Option<anyhow::Result<RoundTrip>> {
+    let duration = plan.duration.min(Duration::from_secs(1));
+    match (subject, peers) {
+        (Subject::Clearway, _) => Some(
+            forward::two_vfs(64, forward::ring(64), plan.cores)
+                .and_then(|(mut ends, _nic)| ends.round_trips(duration)),
+        ),
+        (Subject::Testpmd | Subject::Ovs, Some(peers)) => {
+            Some(peers.round_trips(subject, 64, duration.as_secs_f64()))
+        }
+        (Subject::PingPong, _) => Some(ping_pong::measure(duration, plan.cores)),
+        _ => None,
+    }
+}

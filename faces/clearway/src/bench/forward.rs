@@ -1,0 +1,248 @@
+//! Frames from VF to VF with one forwarding thread: the generator's VF and the sink's VF are in one poll loop
+//! on the client's CPU, the adapter's worker is on the forwarder's.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use arrayvec::ArrayVec;
+use avf_driver::{RxSegment, TxSegment};
+
+use super::{
+    cores::{Cores, nanoseconds, pin},
+    nic::{Nic, Vf, VfOptions},
+    sample::{Rate, RoundTrip, as_f64},
+    traffic::{headers, mac, read_lines, write_lines},
+};
+
+/// Frames handed over at a time, as in DPDK's clients.
+pub(crate) const BURST: usize = 32;
+const WARM_UP: Duration = Duration::from_millis(500);
+/// After this a frame counts as lost.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Bytes of a buffer for frames of `size` bytes: what drivers use below a page, and one that holds the
+/// whole frame above.
+pub(crate) fn buffer_size(size: usize) -> u16 {
+    if size <= 2048 {
+        return 2048;
+    }
+    u16::try_from(size.next_multiple_of(128)).unwrap_or(16_256).min(16_256)
+}
+
+/// Descriptors of a ring where nothing else is asked for: many small frames, but large ones only so many
+/// that ring times buffer stays inside the L2 cache.
+pub(crate) fn ring(size: u16) -> u16 {
+    match size {
+        0..=256 => 1024,
+        257..=1024 => 512,
+        1025..=2048 => 256,
+        _ => 64,
+    }
+}
+
+/// How frames are counted while they flow.
+#[derive(Default)]
+struct Counts {
+    received: u64,
+    bytes: u64,
+    full: u64,
+    sends: u64,
+    empty: u64,
+    looks: u64,
+}
+
+/// Both ends of the traffic.
+pub(crate) struct Ends {
+    generator: Vf,
+    sink: Vf,
+    size: u16,
+    number: u32,
+    waiting: ArrayVec<TxSegment, BURST>,
+    arrived: ArrayVec<RxSegment, BURST>,
+    /// Destination addresses to send to in turn, if not only the sink's own.
+    destinations: Vec<[u8; 6]>,
+}
+
+impl Ends {
+    /// Opens the driver on two allocated VFs. Binds the calling thread to the client's CPU.
+    pub(crate) fn open(
+        nic: &Nic,
+        from: u32,
+        to: u32,
+        size: u16,
+        ring: u16,
+        cores: Cores,
+    ) -> anyhow::Result<Self> {
+        pin(cores.client)?;
+        let options = VfOptions { ring, buffer_size: buffer_size(size.into()) };
+        let mut generator = nic.open(from, options)?;
+        let sink = nic.open(to, options)?;
+        // Every buffer gets the headers once; the driver does not look into them.
+        let header = headers(size, mac(to), mac(from));
+        let tx = &mut generator.pair.tx;
+        let mut all = Vec::new();
+        while let Some(buffer) = tx.reserve() {
+            let bytes = tx.memory().bytes(&buffer).context("a buffer of the generator")?;
+            bytes.fill(0x5A);
+            bytes.write_from(&header);
+            all.push(buffer);
+        }
+        ensure!(!all.is_empty(), "the generator has no buffers");
+        all.into_iter().for_each(|buffer| tx.free(buffer));
+        Ok(Self {
+            generator,
+            sink,
+            size,
+            number: 0,
+            waiting: ArrayVec::new(),
+            arrived: ArrayVec::new(),
+            destinations: Vec::new(),
+        })
+    }
+
+    /// Sends to these addresses in turn.
+    pub(crate) fn spread_over(&mut self, destinations: Vec<[u8; 6]>) {
+        self.destinations = destinations;
+    }
+
+    /// Whether 2 MiB pages back both ends' memory.
+    pub(crate) fn huge_pages(&self) -> bool {
+        self.generator.huge_pages() && self.sink.huge_pages()
+    }
+
+    /// Writes one frame.
+    #[inline(always)]
+    fn write(&mut self) -> Option<TxSegment> {
+        let tx = &mut self.generator.pair.tx;
+        let buffer = tx.reserve()?;
+        self.number = self.number.wrapping_add(1);
+        if let Some(frame) = tx.memory().part(&buffer, 0, self.size.into()) {
+            if !self.destinations.is_empty() {
+                let turn = usize::try_from(self.number).unwrap_or(0) % self.destinations.len();
+                if let Some(destination) = self.destinations.get(turn) {
+                    frame.write_from(destination);
+                }
+            }
+            write_lines(frame, self.number);
+        }
+        Some(TxSegment::frame(buffer, self.size))
+    }
+
+    #[inline(always)]
+    fn step(&mut self, counts: &mut Counts) {
+        if self.waiting.is_empty() {
+            while !self.waiting.is_full() {
+                let Some(frame) = self.write() else { break };
+                self.waiting.push(frame);
+            }
+        }
+        let sent = self.generator.pair.tx.transmit(&mut self.waiting);
+        counts.sends += 1;
+        counts.full += u64::from(sent == 0);
+
+        let rx = &mut self.sink.pair.rx;
+        let frames = rx.receive(&mut self.arrived);
+        counts.looks += 1;
+        counts.empty += u64::from(frames == 0);
+        counts.received += frames as u64;
+        for segment in self.arrived.drain(..) {
+            if let Some(frame) = rx.memory().part(&segment.buffer, 0, segment.length.into()) {
+                std::hint::black_box(read_lines(frame));
+            }
+            counts.bytes += u64::from(segment.length);
+            rx.free(segment.buffer);
+        }
+    }
+
+    fn run(&mut self, duration: Duration) -> (Counts, Duration) {
+        let mut counts = Counts::default();
+        let start = Instant::now();
+        loop {
+            for _ in 0..64 {
+                self.step(&mut counts);
+            }
+            let took = start.elapsed();
+            if took >= duration {
+                return (counts, took);
+            }
+        }
+    }
+
+    /// Measures the rate at which frames arrive.
+    pub(crate) fn rate(&mut self, duration: Duration) -> anyhow::Result<Rate> {
+        self.run(WARM_UP);
+        let (counts, took) = self.run(duration);
+        ensure!(counts.received > 0, "no frame arrived");
+        ensure!(!self.sink.pair.rx.is_stopped(), "the device stopped under way");
+        let mut rate = Rate::of(self.size, counts.received, counts.bytes, took);
+        rate.send_ring_full = as_f64(counts.full) / as_f64(counts.sends.max(1));
+        rate.receive_ring_empty = as_f64(counts.empty) / as_f64(counts.looks.max(1));
+        Ok(rate)
+    }
+
+    /// Takes away what is still on its way.
+    fn drain(&mut self) {
+        for segment in self.waiting.drain(..) {
+            self.generator.pair.tx.free(segment.buffer);
+        }
+        let mut quiet = Instant::now();
+        while quiet.elapsed() < PATIENCE {
+            let rx = &mut self.sink.pair.rx;
+            if rx.receive(&mut self.arrived) > 0 {
+                self.arrived.drain(..).for_each(|segment| rx.free(segment.buffer));
+                quiet = Instant::now();
+            }
+        }
+    }
+
+    /// Sends one frame and waits until the sink has read it. Nanoseconds; `None` if it is lost.
+    pub(crate) fn one(&mut self) -> Option<f64> {
+        let frame = self.write()?;
+        let mut burst = ArrayVec::<TxSegment, 1>::new();
+        burst.push(frame);
+        let start = Instant::now();
+        self.generator.pair.tx.transmit(&mut burst);
+        loop {
+            let rx = &mut self.sink.pair.rx;
+            if rx.receive(&mut self.arrived) == 0 {
+                if start.elapsed() > PATIENCE {
+                    return None;
+                }
+                continue;
+            }
+            let mut mine = false;
+            for segment in self.arrived.drain(..) {
+                if let Some(frame) = rx.memory().part(&segment.buffer, 0, segment.length.into()) {
+                    mine |= read_lines(frame) == self.number;
+                }
+                rx.free(segment.buffer);
+            }
+            if mine {
+                return Some(nanoseconds(start));
+            }
+        }
+    }
+
+    /// Measures round trips, one frame at a time.
+    pub(crate) fn round_trips(&mut self, duration: Duration) -> anyhow::Result<RoundTrip> {
+        self.drain();
+        let (mut samples, mut lost) = (Vec::new(), 0);
+        let begin = Instant::now();
+        while begin.elapsed() < WARM_UP + duration {
+            match self.one() {
+                Some(took) if begin.elapsed() > WARM_UP => samples.push(took),
+                Some(_) => {}
+                None => lost += 1,
+            }
+        }
+        RoundTrip::of(self.size, samples, lost)
+    }
+}
+
+/// A fresh adapter with two VFs, and both ends open.
+pub(crate) fn two_vfs(size: u16, ring: u16, cores: Cores) -> anyhow::Result<(Ends, Nic)> {
+    let mut nic = Nic::start(2, cores)?;
+    let (from, to) = (nic.allocate()?, nic.allocate()?);
+    let ends = Ends::open(&nic, from, to, size, ring, cores)?;
+    Ok((ends, nic))
+}
