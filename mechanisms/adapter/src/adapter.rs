@@ -155,7 +155,11 @@ impl Adapter {
                 queue_pairs: config.default_vport_queue_pairs,
             },
         };
-        let pf = serve("pf", PF_VSI, pci.function().clone(), host, &config)?;
+        // The PF's queue pairs without the SR-IOV capability: VFs are enabled by OIDs, not by whoever drives
+        // the queue pairs.
+        let queue_pairs = avf::virtual_function(config.default_vport_queue_pairs + 1)
+            .map_err(AdapterError::Pci)?;
+        let pf = serve("pf", PF_VSI, queue_pairs, host, &config)?;
         let state = Arc::<Mutex<State>>::default();
         let link_thread = std::thread::Builder::new()
             .name("link".into())

@@ -10,13 +10,13 @@ use ndis::{
 };
 use ndis_protocol::{
     BarIndex, FilterHeaders, FilterId, FilterTests, FilterTypes, MacHeaderFields, Name, NdisStatus,
-    NicSwitchCapabilities, NicSwitchCapabilityFlags, QueueProperties, QueueTypes,
-    ReceiveFilterCapabilities, RequestorId, SriovCapabilities, SwitchId, VPortId, VfId,
+    NicSwitchCapabilities, NicSwitchCapabilityFlags, NicSwitchRssCapabilities, QueueProperties,
+    QueueTypes, ReceiveFilterCapabilities, RequestorId, SriovCapabilities, SwitchId, VPortId, VfId,
     VlanCondition,
 };
 use nic_switch::{ReceiveFilter, SwitchError, VlanMatch};
 use pci_function::avf;
-use pcie_protocol::VfIndex;
+use pcie_protocol::{PowerState, VfIndex};
 use pcivirt_protocol::{
     CmPartialResourceDescriptor, DevicePowerState, Luid, PCI_TYPE0_ADDRESSES, cm_resource_memory,
 };
@@ -26,6 +26,8 @@ use crate::{Adapter, RequestError};
 /// Configuration blocks of a VF that hold what both drivers wrote last; SPEC-NDIS-SRIOV §8 lets 0–63 be
 /// invalidated.
 const BLOCKS: u32 = 64;
+/// Entries of a function's RSS lookup table (SPEC-AVF §5.7).
+const LOOKUP_TABLE_ENTRIES: u32 = 64;
 /// Bytes of one configuration block.
 const BLOCK_SIZE: usize = 128;
 
@@ -79,7 +81,12 @@ impl PfMiniport for AdapterMiniport {
             max_num_queue_pairs: config.queue_pairs,
             max_num_queue_pairs_per_non_default_vport: config.queue_pairs_per_vport.into(),
             max_num_mac_addresses: config.receive_filters,
-            rss: None,
+            rss: Some(NicSwitchRssCapabilities {
+                max_num_rss_capable_non_default_pf_vports: 0,
+                number_of_indirection_table_entries_for_default_vport: LOOKUP_TABLE_ENTRIES,
+                number_of_indirection_table_entries_per_non_default_pf_vport: 0,
+                max_num_queue_pairs_for_default_vport: config.default_vport_queue_pairs.into(),
+            }),
         }
     }
 
@@ -248,15 +255,14 @@ impl PfMiniport for AdapterMiniport {
         _wake_enable: bool,
     ) -> Result<(), NdisStatus> {
         // Wake-up needs PME, which the function does not have.
-        let low = match state {
-            DevicePowerState::D0 => 0u8,
-            DevicePowerState::D3 => 3,
+        let state = match state {
+            DevicePowerState::D0 => PowerState::D0,
+            DevicePowerState::D3 => PowerState::D3hot,
             _ => return Err(NdisStatus::INVALID_PARAMETER),
         };
         self.adapter
-            .with_vf(vf_id, |function| function.set_power_state(low))
-            .map_err(|error| status("set VF power state", &error))?
-            .map_err(|_| NdisStatus::FAILURE)
+            .with_vf(vf_id, |function| function.set_power_state(state))
+            .map_err(|error| status("set VF power state", &error))
     }
 
     fn vf_vendor_device_id(&mut self, _vf_id: VfId) -> Result<VendorDeviceId, NdisStatus> {

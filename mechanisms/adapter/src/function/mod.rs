@@ -11,7 +11,7 @@ use std::sync::Arc;
 use avf_device::{AvfDevice, InterruptVectors, ResetKind as AvfReset, VfConfig};
 use avf_protocol::registers::{RX_DOORBELL_PAGE, TX_DOORBELL_PAGE};
 use pci_function::{Effect, PciFunction, ResetKind};
-use pcie_protocol::BarIndex;
+use pcie_protocol::{BarIndex, PowerState};
 use shared_memory::{DmaMap, DoorbellPage, MemoryError, PAGE_SIZE, PageSize, SharedMapping};
 use vfio_user_protocol::{Errno, PciIrq, PciRegion, SparseMmapArea};
 use vfio_user_server::{IrqChange, PciFunctionDevice, Region, RegionMemory};
@@ -24,8 +24,6 @@ pub(crate) use host::{FunctionHost, FunctionPolicy, SharedLink};
 const BAR0_SIZE: u64 = 0x1_0000;
 /// Bytes of BAR3, MSI-X table and pending bits.
 const BAR3_SIZE: u64 = 0x4000;
-/// Where PMCSR is in the power management capability.
-const PMCSR: u64 = 4;
 /// Where the pending bits are in BAR3 (SPEC-AVF §1.2).
 const PENDING_BITS: u64 = 0x2000;
 
@@ -137,27 +135,10 @@ impl AvfFunction {
         &self.config
     }
 
-    /// Sets the power state in PMCSR as the guest would: 0 is D0, 3 is D3hot.
-    pub(crate) fn set_power_state(&mut self, state: u8) -> Result<(), Errno> {
-        let offset = self.power_management_offset().ok_or(Errno::INVAL)?;
-        self.config_write(u64::from(offset) + PMCSR, &[state])
-    }
-
-    /// Where the power management capability is, by walking the list as a driver does.
-    fn power_management_offset(&self) -> Option<u16> {
-        const FIRST: u16 = 0x34;
-        const POWER_MANAGEMENT: u8 = 1;
-        let [mut at, ..] = self.config.read_dword(FIRST).to_le_bytes();
-        // The list is ours and ends; the bound is for a reader's peace of mind.
-        for _ in 0..48 {
-            let [id, next, ..] = self.config.read_dword(at.into()).to_le_bytes();
-            match (at, id) {
-                (0, _) => return None,
-                (_, POWER_MANAGEMENT) => return Some(at.into()),
-                _ => at = next,
-            }
-        }
-        None
+    /// Sets the power state, as a write of the guest to PMCSR would.
+    pub(crate) fn set_power_state(&mut self, state: PowerState) {
+        let effects = self.config.set_power_state(state);
+        self.carry_out(effects);
     }
 
     /// Sets the least time between two interrupts of a queue, nanoseconds.
@@ -191,8 +172,7 @@ impl AvfFunction {
 
     /// Gives the device and the data path the DMA map that the function may use now.
     fn update_bus_master(&mut self) {
-        let allowed = self.config.bus_master_enabled()
-            && self.config.power_state() == pcie_protocol::PowerState::D0;
+        let allowed = self.config.dma_allowed();
         let map = if allowed { self.dma.clone() } else { DmaMap::empty() };
         self.device.set_dma_map(map.clone(), now_ns(), &mut self.host);
         let slot = self.host.slot;

@@ -1,0 +1,184 @@
+//! `clearway adapter`: one software SR-IOV NIC, until it is told to end.
+
+use std::{path::PathBuf, time::Duration};
+
+use adapter::{AdapterConfig, AdapterServer, data_path::WorkerConfig};
+use anyhow::{Context, Result, bail};
+use ndis::{AdapterConfiguration, Keywords};
+use ndis_protocol::MacAddress;
+use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
+use toml::de::{DeTable, DeValue};
+use uplink::UplinkSpec;
+
+/// Run a software SR-IOV NIC: its PF, VFs, NIC switch and uplink.
+#[derive(clap::Args, Debug)]
+pub(crate) struct AdapterArguments {
+    /// Folder of the adapter's sockets (control.sock, pf.sock, vf0.sock, …); made if missing.
+    #[arg(long, value_name = "DIR")]
+    directory: PathBuf,
+    /// Name of the adapter in logs and reports.
+    #[arg(long, default_value = "adapter0")]
+    name: String,
+    /// Configuration file (TOML): table [keywords] with the standardized keywords of the default switch,
+    /// table [adapter] with the hardware. What is given on the command line counts more.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// VFs of the default switch, 0 to 256.
+    #[arg(long)]
+    vfs: Option<u16>,
+    /// What the physical port is connected to: none, tap:NAME, packet:INTERFACE, pcap:IN[,OUT],
+    /// cable:SOCKET.
+    #[arg(long, value_name = "SPEC")]
+    uplink: Option<UplinkSpec>,
+    /// CPU that the data path thread is bound to.
+    #[arg(long)]
+    cpu: Option<usize>,
+}
+
+/// Reads the configuration file; everything in it is checked, and what is not known is refused.
+fn configure(arguments: &AdapterArguments) -> Result<(AdapterConfig, AdapterConfiguration)> {
+    let mut config = AdapterConfig::new(&arguments.name, &arguments.directory);
+    let mut keywords = Keywords { sriov_preferred: true, ..Keywords::default() };
+    if let Some(path) = &arguments.config {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("the configuration file {}", path.display()))?;
+        let table = DeTable::parse(&text)
+            .map_err(|error| anyhow::anyhow!("{}: {}", path.display(), error.message()))?;
+        for (key, value) in table.get_ref() {
+            let name = key.get_ref().as_ref();
+            let DeValue::Table(inner) = value.get_ref() else {
+                bail!(
+                    "{}: {name} is not a table; there are [keywords] and [adapter]",
+                    path.display()
+                );
+            };
+            match name {
+                "keywords" => {
+                    keywords = Keywords::from_table(&text, inner)
+                        .with_context(|| path.display().to_string())?;
+                }
+                "adapter" => hardware(&mut config, inner)
+                    .with_context(|| format!("{}: table [adapter]", path.display()))?,
+                other => {
+                    bail!(
+                        "{}: there is no table [{other}], but [keywords] and [adapter]",
+                        path.display()
+                    )
+                }
+            }
+        }
+    }
+    if let Some(vfs) = arguments.vfs {
+        keywords.num_vfs = Some(vfs);
+    }
+    if let Some(vfs) = keywords.num_vfs {
+        config.total_vfs = config.total_vfs.max(vfs);
+    }
+    if config.total_vfs > 256 {
+        bail!("{} VFs are asked for; a PF has at most 256", config.total_vfs);
+    }
+    if let Some(uplink) = &arguments.uplink {
+        config.uplink = uplink.clone();
+    }
+    config.worker = WorkerConfig { cpu: arguments.cpu.or(config.worker.cpu), ..config.worker };
+    let configuration = AdapterConfiguration {
+        keywords,
+        default_vport_queue_pairs: Some(config.default_vport_queue_pairs.into()),
+    };
+    Ok((config, configuration))
+}
+
+/// Table [adapter] of the configuration file.
+fn hardware(config: &mut AdapterConfig, table: &DeTable<'_>) -> Result<()> {
+    for (key, value) in table {
+        let name = key.get_ref().as_ref();
+        let number = |range: std::ops::RangeInclusive<u32>| -> Result<u32> {
+            let DeValue::Integer(integer) = value.get_ref() else {
+                bail!("{name} is not a number")
+            };
+            let number: u32 =
+                integer.as_str().parse().with_context(|| format!("the value of {name}"))?;
+            if !range.contains(&number) {
+                bail!("{name} = {number}, but {} to {} can be", range.start(), range.end());
+            }
+            Ok(number)
+        };
+        let text = || -> Result<&str> {
+            match value.get_ref() {
+                DeValue::String(text) => Ok(text.as_ref()),
+                _ => bail!("{name} is not a text"),
+            }
+        };
+        match name {
+            "total_vfs" => config.total_vfs = u16::try_from(number(0..=256)?)?,
+            "queue_pairs" => config.queue_pairs = number(1..=4352)?,
+            "queue_pairs_per_vport" => {
+                let pairs = u16::try_from(number(1..=16)?)?;
+                if !pairs.is_power_of_two() {
+                    bail!("{name} = {pairs} is not a power of two");
+                }
+                config.queue_pairs_per_vport = pairs;
+            }
+            "default_vport_queue_pairs" => {
+                config.default_vport_queue_pairs = u16::try_from(number(1..=16)?)?;
+            }
+            "receive_filters" => config.receive_filters = number(1..=1_048_576)?,
+            "max_frame" => config.max_frame = u16::try_from(number(1518..=9728)?)?,
+            "mac" => {
+                config.mac = text()?
+                    .parse::<MacAddress>()
+                    .with_context(|| format!("the value of {name}"))?;
+            }
+            "uplink" => config.uplink = text()?.parse()?,
+            "cpu" => config.worker.cpu = Some(usize::try_from(number(0..=4095)?)?),
+            "longest_sleep_us" => {
+                let sleep = Duration::from_micros(number(1..=1_000_000)?.into());
+                config.worker.idle.longest_sleep = sleep;
+                config.worker.idle.first_sleep = config.worker.idle.first_sleep.min(sleep);
+            }
+            "spin_us" => {
+                config.worker.idle.spin = Duration::from_micros(number(0..=10_000_000)?.into());
+            }
+            other => bail!(
+                "there is no setting {other}; there are total_vfs, queue_pairs, queue_pairs_per_vport, \
+                 default_vport_queue_pairs, receive_filters, max_frame, mac, uplink, cpu, spin_us and \
+                 longest_sleep_us"
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Runs the adapter until a signal or a client ends it.
+pub(crate) fn run(arguments: &AdapterArguments) -> Result<()> {
+    // Before any thread: signals are taken from here on.
+    let mut signals = Signals::new(TERM_SIGNALS).context("taking signals")?;
+    let (config, configuration) = configure(arguments)?;
+    let server = AdapterServer::start(config, configuration)?;
+    tracing::info!(
+        directory = %arguments.directory.display(),
+        vfs = server.adapter().pci().active_vfs(),
+        copy = shared_memory::copy_method(),
+        "the adapter is up"
+    );
+    let (told, signalled) = crossbeam_channel::bounded(1);
+    let handle = signals.handle();
+    let waiter = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            // The adapter may be ending already.
+            let _ = told.send(signal);
+        }
+    })?;
+    crossbeam_channel::select! {
+        recv(signalled) -> signal => {
+            tracing::info!(signal = signal.unwrap_or_default(), "ending");
+        }
+        recv(server.shutdown_requested()) -> _ => tracing::info!("ending: a client asked for it"),
+    }
+    handle.close();
+    drop(server);
+    if waiter.join().is_err() {
+        bail!("the signal thread panicked");
+    }
+    Ok(())
+}
