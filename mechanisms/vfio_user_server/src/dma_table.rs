@@ -1,11 +1,18 @@
 //! The DMA ranges of one client: bookkeeping, limits, and the function's DMA map.
 
-use std::{collections::BTreeMap, os::fd::AsFd, os::fd::OwnedFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
 
 use shared_memory::{Access, DmaAddress, DmaMap, DmaRegion, MemoryError, PAGE_SIZE, SharedMapping};
 use vfio_user_protocol::{DmaAccess, DmaUnmapTarget, Errno};
 
-use crate::Limits;
+use crate::{
+    Limits,
+    limits::{Pool, Share},
+};
 
 /// Why a DMA range was refused; the text is for the log, the errno for the client.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +29,10 @@ pub(crate) enum DmaError {
     TooMany { address: u64, size: u64, limit: usize },
     #[error("DMA range {address:#x}+{size:#x} exceeds the {limit} bytes that a client may map")]
     TooLarge { address: u64, size: u64, limit: u64 },
+    #[error(
+        "no room for DMA range {address:#x}+{size:#x}: all functions together have used up what is shared"
+    )]
+    PoolEmpty { address: u64, size: u64 },
     #[error(
         "the memory of DMA range {address:#x}+{size:#x} cannot be mapped: {source}{}",
         cure(.source)
@@ -50,7 +61,7 @@ impl DmaError {
             Self::Exists { .. } => Errno::EXIST,
             Self::NotMapped { .. } => Errno::NOENT,
             Self::WriteOnly { .. } => Errno::OPNOTSUPP,
-            Self::TooMany { .. } | Self::TooLarge { .. } => Errno::NOSPC,
+            Self::TooMany { .. } | Self::TooLarge { .. } | Self::PoolEmpty { .. } => Errno::NOSPC,
             Self::Memory { source, .. } => match source {
                 MemoryError::CanShrink => Errno::PERM,
                 MemoryError::OutOfRange { .. } | MemoryError::Misaligned { .. } => Errno::INVAL,
@@ -85,13 +96,15 @@ pub(crate) struct DmaTable {
     limits: Limits,
     /// By first address; they do not overlap.
     ranges: BTreeMap<u64, Range>,
-    mapped_bytes: u64,
     map: DmaMap,
+    /// What the map's mappings take of the process.
+    share: Share,
 }
 
 impl DmaTable {
-    pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, ranges: BTreeMap::new(), mapped_bytes: 0, map: DmaMap::empty() }
+    pub(crate) fn new(limits: Limits, pool: Arc<Pool>) -> Self {
+        let share = Share::new(pool);
+        Self { limits, ranges: BTreeMap::new(), map: DmaMap::empty(), share }
     }
 
     pub(crate) fn map(&self) -> &DmaMap {
@@ -133,17 +146,23 @@ impl DmaTable {
             DmaAccess::Write => return Err(DmaError::WriteOnly { address, size }),
         };
         let limit = self.limits.dma_bytes;
-        if limit.saturating_sub(self.mapped_bytes) < size {
+        if limit.saturating_sub(self.share.bytes()) < size {
             return Err(DmaError::TooLarge { address, size, limit });
         }
         let length =
             usize::try_from(size).map_err(|_| DmaError::TooLarge { address, size, limit })?;
         let memory_error = |source| DmaError::Memory { address, size, source };
-        let mapping =
-            SharedMapping::map(fd.as_fd(), offset, length, access).map_err(memory_error)?;
-        let region = DmaRegion { iova: DmaAddress(address), mapping, access };
-        self.map = self.map.with(region).map_err(memory_error)?;
-        self.mapped_bytes += size;
+        self.share.take(size).ok_or(DmaError::PoolEmpty { address, size })?;
+        let map = SharedMapping::map(fd.as_fd(), offset, length, access).and_then(|mapping| {
+            self.map.with(DmaRegion { iova: DmaAddress(address), mapping, access })
+        });
+        match map {
+            Ok(map) => self.map = map,
+            Err(error) => {
+                self.share.give(size);
+                return Err(memory_error(error));
+            }
+        }
         self.ranges.insert(address, Range { size, mapped: true });
         Ok(MapChange::Changed)
     }
@@ -161,7 +180,7 @@ impl DmaTable {
                         .map
                         .without(DmaAddress(address), size)
                         .map_err(|source| DmaError::Memory { address, size, source })?;
-                    self.mapped_bytes -= size;
+                    self.share.give(size);
                 }
             }
             _ => return Err(DmaError::NotMapped { address, size }),
@@ -175,7 +194,7 @@ impl DmaTable {
     /// Removes every range.
     pub(crate) fn clear(&mut self) -> MapChange {
         self.ranges.clear();
-        self.mapped_bytes = 0;
+        self.share.give_all();
         if self.map.regions().is_empty() {
             return MapChange::Unchanged;
         }
@@ -192,7 +211,7 @@ mod tests {
     use super::*;
 
     fn table() -> DmaTable {
-        DmaTable::new(Limits { dma_ranges: 4, dma_bytes: 1 << 20 })
+        DmaTable::new(Limits { dma_ranges: 4, dma_bytes: 1 << 20 }, Pool::process())
     }
 
     fn memory(pages: usize) -> Option<(OwnedFd, u64)> {
@@ -271,7 +290,10 @@ mod tests {
             steps in prop::collection::vec(step(), 0..60)
         ) {
             let (_, fd) = SharedMapping::create("model", 8 * 4096, PageSize::Base).unwrap();
-            let mut table = DmaTable::new(Limits { dma_ranges: 8, dma_bytes: 16 * 4096 });
+            let mut table = DmaTable::new(
+                Limits { dma_ranges: 8, dma_bytes: 16 * 4096 },
+                Pool::process(),
+            );
             let mut model: Vec<(u64, u64, bool)> = Vec::new();
             for step in steps {
                 match step {

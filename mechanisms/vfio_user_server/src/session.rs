@@ -16,6 +16,7 @@ use zerocopy::IntoBytes;
 use crate::{
     DisconnectReason, EventFd, IrqChange, Limits, PciFunctionDevice, Region,
     dma_table::{DmaTable, MapChange},
+    limits::Pool,
 };
 
 /// Descriptors taken with one message; what QEMU's client sends at most.
@@ -188,7 +189,7 @@ impl<D: PciFunctionDevice + ?Sized> Session<D> {
         answer.emit(out);
         let mut device = Self::device(&self.device);
         let regions = PciRegion::ALL.iter().map(|region| device.region(*region)).collect();
-        self.active = Some(Active { regions, dma: DmaTable::new(self.limits) });
+        self.active = Some(Active { regions, dma: DmaTable::new(self.limits, Pool::process()) });
         device.connected();
         Outcome::Done(Answer::default())
     }
