@@ -34,7 +34,7 @@ fn timed(count: u64, mut turn: impl FnMut() -> Duration) -> Duration {
 fn transmit(c: &mut Criterion) {
     let mut group = c.benchmark_group("transmit");
     for size in BURSTS {
-        let (mut pair, mut device) = queue_pair(config()).unwrap();
+        let (mut pair, mut device) = queue_pair(config()).expect("memory for a queue pair");
         let mut burst = ArrayVec::<TxSegment, 64>::new();
         group.throughput(Throughput::Elements(size as u64));
         group.bench_function(BenchmarkId::from_parameter(size), |b| {
@@ -42,7 +42,7 @@ fn transmit(c: &mut Criterion) {
                 timed(count, || {
                     let start = Instant::now();
                     for _ in 0..size {
-                        let buffer = pair.tx.reserve().unwrap();
+                        let buffer = pair.tx.reserve().expect("a free buffer");
                         burst.push(TxSegment::frame(buffer, 60));
                     }
                     pair.tx.transmit(&mut burst);
@@ -61,7 +61,7 @@ fn receive(c: &mut Criterion) {
     let frame = RxLegacy::new(60).with_end_of_packet(PacketType::IPV4_UDP);
     let mut group = c.benchmark_group("receive");
     for size in BURSTS {
-        let (mut pair, mut device) = queue_pair(config()).unwrap();
+        let (mut pair, mut device) = queue_pair(config()).expect("memory for a queue pair");
         let mut out = ArrayVec::<RxSegment, 64>::new();
         group.throughput(Throughput::Elements(size as u64));
         group.bench_function(BenchmarkId::from_parameter(size), |b| {
@@ -101,7 +101,7 @@ fn echo(mut device: PlayedDevice, stop: &AtomicBool) {
 fn echo_across_cores(c: &mut Criterion) {
     let mut group = c.benchmark_group("echo_across_cores");
     for size in BURSTS {
-        let (mut pair, device) = queue_pair(config()).unwrap();
+        let (mut pair, device) = queue_pair(config()).expect("memory for a queue pair");
         let stop = Arc::new(AtomicBool::new(false));
         let other = {
             let stop = stop.clone();
@@ -130,7 +130,7 @@ fn echo_across_cores(c: &mut Criterion) {
             });
         });
         stop.store(true, Ordering::Relaxed);
-        other.join().unwrap();
+        other.join().expect("the device thread");
     }
 }
 

@@ -79,6 +79,11 @@ impl Connection {
         self.gone
     }
 
+    #[cfg(test)]
+    pub(super) fn set_limit(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -84,7 +84,7 @@ impl AvfControl {
         let wanted = self.config.queue_pairs;
         if resources.queue_pairs < wanted
             && resources.capabilities.contains(Granted::REQ_QUEUES)
-            && self.ask_for_queues(wanted)?
+            && self.ask_for_queues(resources.queue_pairs, wanted)?
         {
             self.start_mailbox()?;
             resources = self.ask_resources()?;
@@ -143,26 +143,35 @@ impl AvfControl {
         Ok(resources)
     }
 
-    /// Asks for more queue pairs; `true` if the PF resets the function to give them (SPEC-AVF
-    /// §4.8).
-    fn ask_for_queues(&mut self, wanted: u16) -> Result<bool> {
+    /// Asks for more queue pairs than the function `has`: as many as `wanted`, or as there are. `true` if the
+    /// PF resets the function to give them (SPEC-AVF §4.8).
+    fn ask_for_queues(&mut self, has: u16, wanted: u16) -> Result<bool> {
+        let available = match self.request_queues(wanted)? {
+            None => return Ok(true),
+            Some(available) => available,
+        };
+        Ok((has + 1..wanted).contains(&available) && self.request_queues(available)?.is_none())
+    }
+
+    /// `None` if the function was reset to have `pairs` queue pairs, else how many could be had.
+    fn request_queues(&mut self, pairs: u16) -> Result<Option<u16>> {
         let known = self.pending.len();
-        match self.exchange(&Request::RequestQueues(wanted)) {
-            // Refused: what there is must do.
-            Ok(_) => return Ok(false),
-            Err(DriverError::NeedsRebuild) => {
-                // The announcement is the answer, and no news to the caller.
-                self.pending.truncate(known);
+        match self.exchange(&Request::RequestQueues(pairs)) {
+            Ok(refusal) => {
+                let reply = Reply::parse(Opcode::RequestQueues, &refusal.payload);
+                let Ok(Reply::RequestQueues(available)) = reply else { return Ok(Some(0)) };
+                return Ok(Some(available));
             }
+            // The announcement is the answer, and no news to the caller.
+            Err(DriverError::NeedsRebuild) => {}
             // A PF may reset without announcing it.
-            Err(DriverError::TimedOut { .. }) if !self.mailbox_is_on()? => {
-                self.pending.truncate(known);
-            }
+            Err(DriverError::TimedOut { .. }) if !self.mailbox_is_on()? => {}
             Err(error) => return Err(error),
         }
+        self.pending.truncate(known);
         self.wait_for_reset_begin()?;
         self.wait_until_active()?;
-        Ok(true)
+        Ok(None)
     }
 
     /// The address the caller wants, else the PF's, else the one in use, else one of our own

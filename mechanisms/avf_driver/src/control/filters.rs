@@ -11,7 +11,7 @@ use avf_protocol::{
 };
 use zerocopy::little_endian::U16;
 
-use super::{AvfControl, State};
+use super::AvfControl;
 use crate::{DriverError, Result};
 
 /// Addresses or VLANs in one message at most; well inside a mailbox buffer.
@@ -166,14 +166,6 @@ impl AvfControl {
         self.send_vlans(&known, false)?;
         self.vlans.retain(|id| !known.contains(id));
         Ok(())
-    }
-
-    fn running(&self) -> Result<()> {
-        match self.state {
-            State::Running => Ok(()),
-            State::NeedsRebuild => Err(DriverError::NeedsRebuild),
-            State::Gone => Err(DriverError::DeviceGone),
-        }
     }
 
     /// Tells the PF all addresses and filters again, after a reset took them.

@@ -199,6 +199,7 @@ impl AvfControl {
     /// # Errors
     /// The PF does not answer or refuses; the device was reset or is gone.
     pub fn stats(&mut self) -> Result<EthStats> {
+        self.running()?;
         let select = QueueSelect::new(self.vsi_id(), 0, 0);
         match self.request(&Request::GetStats(select))? {
             Reply::Stats(stats) => Ok(stats),
@@ -388,6 +389,14 @@ impl AvfControl {
     fn all_queues(&self) -> QueueSelect {
         let bits = (1u32 << self.queue_pairs) - 1;
         QueueSelect::new(self.vsi_id(), bits, bits)
+    }
+
+    fn running(&self) -> Result<()> {
+        match self.state {
+            State::Running => Ok(()),
+            State::NeedsRebuild => Err(DriverError::NeedsRebuild),
+            State::Gone => Err(DriverError::DeviceGone),
+        }
     }
 
     fn alive(&self) -> Result<()> {
