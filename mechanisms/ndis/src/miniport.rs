@@ -9,13 +9,13 @@ use pcivirt_protocol::{CmPartialResourceDescriptor, DevicePowerState, Luid, PCI_
 
 use crate::ActiveFeatures;
 
-/// The driver of an SR-IOV NIC's physical function: what `Ndis` turns OIDs into.
+/// The driver of an SR-IOV NIC's physical function: what [`Ndis`](crate::Ndis) turns OIDs into.
 ///
 /// # Lifecycle
 ///
 /// 1. *Capability queries* ([`sriov_capabilities`](Self::sriov_capabilities) and the three after it) may be called at any
 ///    time, also before `initialize`. What they answer may change while the adapter runs; the driver then has
-///    `Ndis::refresh_capabilities` called.
+///    [`Ndis::refresh_capabilities`](crate::Ndis::refresh_capabilities) called.
 /// 2. [`initialize`](Self::initialize) comes first (SPEC-NDIS-SRIOV §11.1). It is told which features are active and
 ///    what the default switch will be, so a *static* driver can enable its VFs here and check later that
 ///    `create_switch` says the same. A *dynamic* driver does everything in `create_switch`. If it fails, `halt` is not
