@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod adapter_command;
+mod bench;
 mod nic;
 mod nic_command;
 
@@ -23,18 +24,20 @@ struct Arguments {
 enum Command {
     Adapter(adapter_command::AdapterArguments),
     Nic(nic_command::NicArguments),
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CLEARWAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let done = match Arguments::parse().command {
-        Command::Adapter(arguments) => adapter_command::run(&arguments),
-        Command::Nic(arguments) => nic_command::run(arguments),
+    let done: anyhow::Result<ExitCode> = match Arguments::parse().command {
+        Command::Adapter(arguments) => adapter_command::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Nic(arguments) => nic_command::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("clearway: {error:#}");
             ExitCode::FAILURE
