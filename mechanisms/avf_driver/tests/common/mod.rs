@@ -3,6 +3,7 @@
 //! The control part is `avf_device`, the socket `vfio_user_server`; the data path is a thread that looks at the
 //! doorbells, since a mapped doorbell wakes nobody.
 #![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 use std::{
     os::fd::OwnedFd,
