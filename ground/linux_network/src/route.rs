@@ -56,6 +56,9 @@ pub struct Link {
     pub up: bool,
     /// Whether it has a carrier (IFF_LOWER_UP).
     pub carrier: bool,
+    /// Whether packets pass (IFF_RUNNING): some time after the carrier came, the kernel starts the queue,
+    /// and until then loses what is sent.
+    pub running: bool,
     /// What it counted.
     pub statistics: LinkStatistics,
 }
@@ -317,6 +320,7 @@ fn read_link(message: &LinkMessage) -> Link {
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
+        running: flags.contains(LinkFlags::Running),
         statistics: LinkStatistics::default(),
     };
     for attribute in &message.attributes {

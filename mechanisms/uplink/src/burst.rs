@@ -1,8 +1,5 @@
 //! A burst of frames, each contiguous, in memory that is allocated once.
 
-/// Bytes kept free before each frame, so that a VLAN tag can be put back in place.
-pub(crate) const HEADROOM: usize = 4;
-
 /// Frames that travel together between an uplink and the NIC.
 ///
 /// Room for `capacity` frames of up to `max_frame` bytes is allocated when the burst is made, and never
@@ -32,7 +29,7 @@ impl FrameBurst {
     pub fn new(capacity: usize, max_frame: usize) -> Self {
         // Whole cache lines and an odd number of them, so that the frames do not all fall into the same
         // cache sets. One byte more than a frame, so that a longer one shows.
-        let lines = (HEADROOM + max_frame + 1).div_ceil(64) | 1;
+        let lines = (max_frame + 1).div_ceil(64) | 1;
         let stride = lines * 64;
         Self {
             memory: vec![0; stride * capacity].into_boxed_slice(),
@@ -107,17 +104,26 @@ impl FrameBurst {
     /// The memory of the next frame, [`max_frame`](Self::max_frame) bytes with whatever was there before,
     /// to be written and then [`commit`](Self::commit)ted; `None` if the burst is full.
     pub fn reserve(&mut self) -> Option<&mut [u8]> {
-        let start = self.next_slot()? + HEADROOM;
-        self.memory.get_mut(start..start + self.max_frame)
+        self.reserve_bytes(self.max_frame)
+    }
+
+    /// As [`reserve`](Self::reserve) with one byte more, which only a frame that is too long reaches.
+    pub(crate) fn reserve_with_sentinel(&mut self) -> Option<&mut [u8]> {
+        self.reserve_bytes(self.max_frame + 1)
+    }
+
+    fn reserve_bytes(&mut self, length: usize) -> Option<&mut [u8]> {
+        let start = self.next_slot()?;
+        self.memory.get_mut(start..start + length)
     }
 
     /// Appends the first `length` bytes of what [`reserve`](Self::reserve) gave as a frame.
     ///
     /// `length` is cut to [`max_frame`](Self::max_frame); on a full burst nothing happens.
     pub fn commit(&mut self, length: usize) {
-        if let Some(slot) = self.next_slot() {
+        if let Some(start) = self.next_slot() {
             let length = length.min(self.max_frame);
-            self.frames.push(Place { start: slot + HEADROOM, length });
+            self.frames.push(Place { start, length });
         }
     }
 

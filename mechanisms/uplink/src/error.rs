@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use rustix::io::Errno;
+use linux_network::NetworkError;
 
 /// An error of opening or using an uplink.
 #[derive(Debug, thiserror::Error)]
@@ -14,9 +14,9 @@ pub enum UplinkError {
         interface: String,
         /// What was being done.
         action: &'static str,
-        /// The kernel's answer.
+        /// The cause.
         #[source]
-        source: io::Error,
+        source: NetworkError,
     },
     /// The interface is gone or no longer answers.
     #[error("uplink interface {interface} is lost; its link is down until the uplink is set again")]
@@ -25,7 +25,7 @@ pub enum UplinkError {
         interface: String,
         /// The kernel's answer.
         #[source]
-        source: Errno,
+        source: io::Error,
     },
     /// A capture file could not be opened or written.
     #[error("capture file {}: cannot {action}", path.display())]

@@ -6,25 +6,33 @@
 //! every call returns at once, and a burst ends where the medium has no more.
 //!
 //! One thread, the NIC's data path worker, owns an uplink and polls it; see [`Uplink`] for the order of
-//! calls. Kinds are named by an [`UplinkSpec`].
+//! calls. Kinds are named by an [`UplinkSpec`] and opened with [`open`].
 //!
 //! Layer: mechanisms (ARCHITECTURE.md). Used by the adapter.
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 mod burst;
+mod cable;
 mod error;
 mod none;
+mod packet;
+mod pcap;
 mod spec;
 mod statistics;
+mod tap;
 
 use std::os::fd::BorrowedFd;
 
 pub use burst::FrameBurst;
+pub use cable::CableUplink;
 pub use error::UplinkError;
 pub use none::NoUplink;
+pub use packet::PacketUplink;
+pub use pcap::PcapUplink;
 pub use spec::{ReplayTiming, SpecError, UplinkSpec};
 pub use statistics::UplinkStatistics;
+pub use tap::TapUplink;
 
 /// Bytes of an Ethernet header without VLAN tags; anything shorter is no frame.
 pub const ETHERNET_HEADER: usize = 14;
@@ -55,8 +63,9 @@ impl LinkState {
 /// [`arm`](Self::arm), sleeps on [`wait_fd`](Self::wait_fd) only if that returned true, and then receives
 /// again. [`link`](Self::link) is for control rate: a few times a second and after each wake-up.
 ///
-/// An error is returned once per cause. After it the uplink stays usable: its link is down (or, for a
-/// replay, its replay is over) and it receives nothing until the medium comes back by itself.
+/// An error is returned once per cause, by `receive` with an empty burst, by `transmit` when all of the
+/// burst has been consumed. After it the uplink stays usable: its link is down (or, for a replay, its
+/// replay is over) and it receives nothing until the medium comes back by itself.
 pub trait Uplink: Send {
     /// Clears `burst` and fills it with frames from the medium, in order, up to its capacity.
     ///
@@ -94,4 +103,21 @@ pub trait Uplink: Send {
 
     /// What was opened, as its spec reads.
     fn spec(&self) -> &UplinkSpec;
+}
+
+/// Opens the uplink that `spec` names, for frames of up to `max_frame` bytes (Ethernet header and VLAN tags
+/// included).
+///
+/// # Errors
+/// The interface, file or socket cannot be opened. That the other end of a cable is not there is none.
+pub fn open(spec: &UplinkSpec, max_frame: usize) -> Result<Box<dyn Uplink>, UplinkError> {
+    Ok(match spec {
+        UplinkSpec::None => Box::new(NoUplink::default()),
+        UplinkSpec::Tap { name } => Box::new(TapUplink::open(name, max_frame)?),
+        UplinkSpec::Packet { interface } => Box::new(PacketUplink::open(interface, max_frame)?),
+        UplinkSpec::Pcap { input, output, timing } => {
+            Box::new(PcapUplink::open(input.as_deref(), output.as_deref(), *timing, max_frame)?)
+        }
+        UplinkSpec::Cable { socket } => Box::new(CableUplink::open(socket, max_frame)?),
+    })
 }

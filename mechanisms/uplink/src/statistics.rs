@@ -15,7 +15,10 @@ pub struct UplinkStatistics {
     pub received_too_short: u64,
     /// Frames of a capture that were cut by its snap length, so that they cannot be replayed.
     pub received_incomplete: u64,
-    /// Frames that the kernel dropped before the NIC could take them (AF_PACKET; others never see any).
+    /// Packets whose offload metadata contradict them, so that no frame can be made of them.
+    pub received_malformed: u64,
+    /// Frames that the kernel dropped before the NIC could take them (packet sockets; as of the last
+    /// [`link`](crate::Uplink::link)).
     pub received_missed: u64,
     /// Frames put on the medium.
     pub transmitted_frames: u64,
