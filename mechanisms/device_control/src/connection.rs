@@ -11,6 +11,7 @@ use rustix::net::{Shutdown, shutdown};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// What the connection's two threads and the completing threads share.
 pub(crate) struct Connection {
@@ -30,6 +31,8 @@ struct State {
     /// Bytes of input and room for output, of what is outstanding and of what is queued.
     bytes: u32,
     queue: VecDeque<Outgoing>,
+    /// A completion has been taken off the queue and is not written yet.
+    writing: bool,
     closed: bool,
 }
 
@@ -190,11 +193,14 @@ impl Connection {
 
     fn next_outgoing(&self) -> Option<Outgoing> {
         let mut state = self.lock();
+        state.writing = false;
+        self.changed.notify_all();
         loop {
             if state.closed {
                 return None;
             }
             if let Some(outgoing) = state.queue.pop_front() {
+                state.writing = true;
                 state.bytes = state.bytes.saturating_sub(outgoing.bytes);
                 self.changed.notify_all();
                 return Some(outgoing);
@@ -207,6 +213,19 @@ impl Connection {
         let mut state = self.lock();
         while !state.closed && state.queue.len() >= self.limits.outstanding_requests {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits until what was completed is written, or `deadline` has passed.
+    pub(crate) fn flush(&self, deadline: Instant) {
+        let mut state = self.lock();
+        while !state.closed && (state.writing || !state.queue.is_empty()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

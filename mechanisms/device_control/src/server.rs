@@ -21,6 +21,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// How long a server that ends waits for its clients to read what was completed, all of them together.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -255,7 +258,10 @@ impl Shared {
         for socket in connections.strangers.values() {
             let _ = shutdown(&**socket, Shutdown::Both);
         }
+        // What was completed is still told, such as the completion of the request that ended the device.
+        let deadline = Instant::now() + LAST_WORDS;
         for connection in connections.clients.values() {
+            connection.flush(deadline);
             connection.hang_up();
         }
         while !connections.alive.is_empty() {
