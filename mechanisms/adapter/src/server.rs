@@ -161,6 +161,10 @@ impl DeviceControlHandler for Handler {
             Err(status) => Completion::status(status),
         };
         request.complete(completion);
+        if PrivateControl::from_code(code) == Some(PrivateControl::Shutdown) {
+            // After the completion, so that its client hears of it. Full: somebody has asked already.
+            let _ = self.shutdown.try_send(());
+        }
     }
 }
 
@@ -192,11 +196,8 @@ impl Handler {
                 self.adapter.pf_reset_vf(vf).map_err(|error| nt_status(&error))?;
                 Ok(Vec::new())
             }
-            PrivateControl::Shutdown => {
-                // Full: somebody has asked already.
-                let _ = self.shutdown.try_send(());
-                Ok(Vec::new())
-            }
+            // Done once it is completed.
+            PrivateControl::Shutdown => Ok(Vec::new()),
         }
     }
 }
