@@ -265,6 +265,15 @@ impl TxData {
         if self.0[1] & IL2TAG1 != 0 { Some(bits16(self.0[1], L2TAG1_SHIFT, 16)) } else { None }
     }
 
+    /// Whether this is a whole packet that asks for nothing: a data descriptor with EOP, no offload, tag,
+    /// dummy or FCoE bit.
+    #[inline(always)]
+    pub const fn is_plain(self) -> bool {
+        const LOOKED_AT: u64 =
+            0xF | EOP | DUMMY | FCOET | 3 << IIPT_SHIFT | 3 << L4T_SHIFT | IL2TAG1;
+        self.0[1] & LOOKED_AT == DTYPE_DATA | EOP
+    }
+
     /// Whether any offload (IP, L4 or tag) is asked for: false is the fast path.
     #[inline(always)]
     pub const fn wants_offload(self) -> bool {

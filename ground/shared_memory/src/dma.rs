@@ -76,6 +76,29 @@ impl DmaRegion {
 #[derive(Copy, Clone, Default, Debug)]
 pub struct TranslationCache(usize);
 
+/// One region of a map, held ready for many translations: a compare and an addition each.
+#[derive(Copy, Clone)]
+pub struct DmaWindow<'m> {
+    start: u64,
+    bytes: SharedSlice<'m>,
+    writable: bool,
+}
+
+impl<'m> DmaWindow<'m> {
+    /// `length` bytes at `address` for reading, if the window holds them all.
+    #[inline(always)]
+    pub fn read_slice(&self, address: DmaAddress, length: usize) -> Option<SharedSlice<'m>> {
+        let offset = usize::try_from(address.0.wrapping_sub(self.start)).ok()?;
+        self.bytes.get(offset, length)
+    }
+
+    /// `length` bytes at `address` for writing, if the window holds them all and may be written.
+    #[inline(always)]
+    pub fn write_slice(&self, address: DmaAddress, length: usize) -> Option<SharedSlice<'m>> {
+        if self.writable { self.read_slice(address, length) } else { None }
+    }
+}
+
 /// The DMA map of one function. Cloning is cheap and gives the same immutable map.
 #[derive(Clone, Default, Debug)]
 pub struct DmaMap {
@@ -139,6 +162,19 @@ impl DmaMap {
         length: usize,
     ) -> Result<SharedSlice<'_>, DmaFault> {
         self.translate(cache, address, length, true)
+    }
+
+    /// The region in which the last translation through `cache` succeeded; an empty one if there is none.
+    #[inline]
+    pub fn window(&self, cache: TranslationCache) -> DmaWindow<'_> {
+        match self.regions.get(cache.0) {
+            Some(region) => DmaWindow {
+                start: region.iova.0,
+                bytes: region.mapping.as_slice(),
+                writable: region.access == Access::ReadWrite,
+            },
+            None => DmaWindow { start: 0, bytes: SharedSlice::empty(), writable: false },
+        }
     }
 
     #[inline]
@@ -275,6 +311,25 @@ mod tests {
         assert!(map.read_bytes(DmaAddress(0x1_1FFC), &mut out).is_err());
         assert!(map.read_slice(&mut TranslationCache::default(), address, 8).is_err());
         assert!(map.read_bytes(DmaAddress(u64::MAX - 3), &mut out).is_err());
+    }
+
+    #[test]
+    fn a_window_translates_what_its_region_holds_and_nothing_else() {
+        let map = DmaMap::empty()
+            .with(region(0x4000, 1, Access::ReadWrite))
+            .unwrap()
+            .with(region(0x8000, 1, Access::Read))
+            .unwrap();
+        let mut cache = TranslationCache::default();
+        map.read_slice(&mut cache, DmaAddress(0x8010), 8).unwrap();
+        let window = map.window(cache);
+        assert!(window.read_slice(DmaAddress(0x8FF8), 8).is_some());
+        assert!(window.write_slice(DmaAddress(0x8010), 8).is_none(), "read only");
+        for outside in [0x7FFF, 0x8FF9, 0x4000, 0, u64::MAX] {
+            assert!(window.read_slice(DmaAddress(outside), 8).is_none());
+        }
+        let nothing = DmaMap::empty();
+        assert!(nothing.window(cache).read_slice(DmaAddress(0), 1).is_none());
     }
 
     #[test]

@@ -15,8 +15,8 @@ mod mapping;
 mod ring;
 mod slice;
 
-pub use copy::{copy_bytes, copy_method};
-pub use dma::{Access, DmaAddress, DmaFault, DmaMap, DmaRegion, TranslationCache};
+pub use copy::{FrameCopy, copy_bytes, copy_frames, copy_method};
+pub use dma::{Access, DmaAddress, DmaFault, DmaMap, DmaRegion, DmaWindow, TranslationCache};
 pub use doorbell::DoorbellPage;
 pub use error::MemoryError;
 pub use mapping::{PAGE_SIZE, PageSize, SharedMapping, create_memfd};

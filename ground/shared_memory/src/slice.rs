@@ -35,8 +35,19 @@ impl<'a> SharedSlice<'a> {
         Self { base, length, owner: PhantomData }
     }
 
+    /// A slice of no bytes.
+    pub const fn empty() -> Self {
+        Self { base: NonNull::dangling(), length: 0, owner: PhantomData }
+    }
+
+    /// The address of byte 0, for the sibling modules.
+    #[inline(always)]
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// Bytes in the slice.
-    #[inline]
+    #[inline(always)]
     pub fn len(&self) -> usize {
         self.length
     }
@@ -47,8 +58,16 @@ impl<'a> SharedSlice<'a> {
         self.length == 0
     }
 
+    /// Loads eight bytes from any offset, in memory order, least byte first; `None` if out of range.
+    #[inline(always)]
+    pub fn load_bytes8(&self, offset: usize) -> Option<u64> {
+        let at = self.get(offset, 8)?.base.cast::<u64>();
+        // SAFETY: eight bytes are in range; the load is volatile, since others may write them.
+        Some(u64::from_le(unsafe { read_unaligned_volatile(at) }))
+    }
+
     /// `length` bytes from `offset`, or `None` if they are not all inside.
-    #[inline]
+    #[inline(always)]
     pub fn get(&self, offset: usize, length: usize) -> Option<SharedSlice<'a>> {
         if offset.checked_add(length)? > self.length {
             return None;
@@ -58,7 +77,7 @@ impl<'a> SharedSlice<'a> {
     }
 
     /// The first `at` bytes and the rest; `at` is cut to the length.
-    #[inline]
+    #[inline(always)]
     pub fn split(&self, at: usize) -> (SharedSlice<'a>, SharedSlice<'a>) {
         let at = at.min(self.length);
         // SAFETY: both halves lie inside the slice.
@@ -166,6 +185,16 @@ impl<'a> SharedSlice<'a> {
     pub fn prefetch_write(&self) {
         crate::copy::prefetch_write(self.base.as_ptr());
     }
+}
+
+/// # Safety
+/// Eight bytes at `at` must be readable.
+#[inline(always)]
+unsafe fn read_unaligned_volatile(at: NonNull<u64>) -> u64 {
+    #[repr(C, packed)]
+    struct Unaligned(u64);
+    // SAFETY: the caller's promise; the packed type needs no alignment.
+    unsafe { at.cast::<Unaligned>().as_ptr().read_volatile() }.0
 }
 
 impl std::fmt::Debug for SharedSlice<'_> {

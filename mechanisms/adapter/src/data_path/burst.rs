@@ -1,39 +1,32 @@
 //! One burst of a TX queue: from descriptors to delivered frames.
 //!
 //! Plain packets (one buffer, no offload) take the fast path in stages over the whole burst, so that cache
-//! misses of one frame overlap those of the others: read descriptors and prefetch the frames; copy each
-//! frame's first bytes, decide, take the receiver's buffer and prefetch it; copy; publish. Everything else
-//! (chains, checksum, segmentation, tags to insert) is handled one packet at a time. Order is kept: a
-//! packet that is not plain ends the stage before it.
+//! misses of one frame overlap those of the others: read descriptors and prefetch the frames; read each
+//! frame's first 16 bytes, decide, take the receiver's buffer and prefetch it; copy; publish. The 16 bytes
+//! that were decided on are the ones delivered. Frames between the same two addresses are decided once and
+//! delivered as a run. Everything else (chains, checksum, segmentation, tags) is handled one packet at a
+//! time. Order is kept: descriptors of a receiver are taken in the order of its frames.
 
 use arrayvec::ArrayVec;
-use avf_protocol::{packet_type::PacketType, transmit::DescriptorType};
+use avf_protocol::packet_type::PacketType;
 use nic_switch::{FrameKey, Ingress, MacKey, Verdict};
-use shared_memory::{DmaAddress, DmaMap, SharedSlice};
+use shared_memory::{DmaMap, FrameCopy, SharedSlice, copy_frames};
 
 use super::{
     HEAD_BYTES,
-    deliver::{Body, Fabric, Frame, cast_bits, fits_one_buffer, mark_dirty, receiver, refused},
+    deliver::{Body, Fabric, Frame, mark_dirty, receiver, refused},
     inspect,
-    receive::{ReceiveMeta, Receiver},
+    receive::Receiver,
     segment,
     transmit::{Next, Packet, Sender, TxQueue},
 };
 
 /// Frames in one stage.
 const STAGE: usize = 32;
-/// Bytes of a plain frame that are read once, checked, and delivered from the local copy.
-const STAGED_HEAD: usize = 128;
+/// Bytes of a plain frame that are looked at where 16 do not suffice: all headers.
+const INSPECTED: usize = 128;
 /// Descriptors handled before other queues get their turn.
 const BUDGET: u16 = 64;
-
-/// A plain frame between two stages.
-struct Staged<'m> {
-    source: SharedSlice<'m>,
-    /// The buffer it goes to, once that is known; a frame that went elsewhere, or nowhere, has none.
-    target: Option<SharedSlice<'m>>,
-    head: [u8; STAGED_HEAD],
-}
 
 /// Handles what is waiting in one TX queue, up to the budget. Returns whether there was anything.
 pub(crate) fn poll_queue<'m>(
@@ -91,138 +84,177 @@ fn stage<'m>(
     fabric: &mut Fabric<'m>,
     source: &mut Source<'_>,
 ) -> u16 {
-    let mut staged = ArrayVec::<Staged<'m>, STAGE>::new();
-    // Four descriptors to a cache line.
-    (0..limit.min(32)).step_by(4).for_each(|ahead| queue.prefetch(ahead));
-    let mut taken = 0;
-    while taken < limit && !staged.is_full() {
-        let descriptor = queue.peek(taken);
-        let data = descriptor.data();
-        let plain = descriptor.kind() == DescriptorType::Data
-            && data.end_of_packet()
-            && !data.wants_offload()
-            && !data.is_dummy()
-            && data.length() > 0;
-        if !plain {
-            break;
-        }
-        if data.report_status() {
-            queue.give_back(taken, descriptor);
-        }
-        taken += 1;
-        let length = usize::from(data.length());
-        match dma.read_slice(&mut queue.cache, DmaAddress(data.address()), length) {
-            Ok(slice) => {
-                slice.prefetch_read();
-                staged.push(Staged { source: slice, target: None, head: [0; STAGED_HEAD] });
+    let mut frames = ArrayVec::<SharedSlice<'m>, STAGE>::new();
+    let taken = queue.take_plain(dma, limit, &mut frames, &mut source.stats.dma_faults);
+    let mut copies = ArrayVec::<FrameCopy<'m>, STAGE>::new();
+    let mut rest = frames.as_slice();
+    while let Some((first, others)) = rest.split_first() {
+        rest = match decide(*first, fabric, source) {
+            Some(target) => run(target, rest, &mut copies, fabric, source),
+            None => {
+                // What goes elsewhere is delivered at once; what came before it must not be overtaken.
+                send_alone(*first, fabric, source);
+                others
             }
-            Err(_) => source.stats.dma_faults += 1,
-        }
+        };
     }
-    if taken == 0 {
-        return 0;
-    }
-    queue.consume(taken);
-    for frame in &mut staged {
-        frame.source.read_into(&mut frame.head);
-        frame.target = decide(frame.source, &frame.head, fabric, source);
-    }
-    for frame in &staged {
-        if let Some(target) = frame.target {
-            let (target_head, target_rest) = target.split(STAGED_HEAD);
-            target_head.write_from(&frame.head);
-            if !target_rest.is_empty() {
-                let (_, rest) = frame.source.split(STAGED_HEAD);
-                rest.copy_to(target_rest);
-            }
-        }
-    }
+    copy_frames(&copies);
     taken
 }
 
-/// Decides one plain frame. Returns the buffer to copy it to, if it is one VPort's; what goes elsewhere has
-/// been delivered on return.
-#[inline(always)]
-fn decide<'m>(
-    bytes: SharedSlice<'m>,
-    head: &[u8; STAGED_HEAD],
-    fabric: &mut Fabric<'m>,
-    source: &mut Source<'_>,
-) -> Option<SharedSlice<'m>> {
-    let length = bytes.len();
-    let head = head.get(..length.min(STAGED_HEAD))?;
-    let Some((key, tag_in_head)) = frame_key(head, None) else {
-        source.stats.malformed += 1;
-        return None;
-    };
-    let Some(vport) = source.vport.filter(|_| length <= source.max_frame) else {
-        source.refuse_whole();
-        return None;
-    };
-    let verdict = fabric.switch.forward(Ingress::VPort(vport), &key, fabric.list);
-    let rest = bytes.split(STAGED_HEAD).1;
-    if let Verdict::Unicast(egress) = verdict
-        && let Some(target) = egress.vport
-        && egress.tci == key.tci
-    {
-        let slot = fabric.slots.get(target.index()).copied().flatten()?;
-        let (to, map) = receiver(fabric.receivers, fabric.maps, slot)?;
-        if !(to.strip_vlan && key.tci.is_some()) {
-            let common = inspect::inspect_common(head, length);
-            let (number, hash, packet_type, status) = match (to.steering.unhashed(), common) {
-                (Some(number), Some((packet_type, status))) => (number, None, packet_type, status),
-                _ => inspect_and_steer(to, head, rest, length),
-            };
-            let Some(Some(queue)) = to.queues.get_mut(usize::from(number)) else {
-                to.stats.no_buffer += 1;
-                source.stats.sent(key.destination, length);
-                return None;
-            };
-            if fits_one_buffer(queue, length) {
-                source.stats.sent(key.destination, length);
-                let meta = ReceiveMeta {
-                    packet_type,
-                    status: status | cast_bits(key.destination),
-                    tci: None,
-                    hash,
-                };
-                mark_dirty(&mut to.dirty, number, fabric.dirty, slot);
-                return match queue.reserve_one(length, &meta, map, &to.doorbells) {
-                    Ok(buffer) => {
-                        buffer.prefetch_write();
-                        to.stats.delivered(key.destination, length);
-                        Some(buffer)
-                    }
-                    Err(reason) => {
-                        refused(&mut to.stats, reason);
-                        None
-                    }
-                };
-            }
-        }
-    }
-    // Everything but one plain copy to one VPort.
-    let pieces = [rest];
-    let body = Body::Guest { pieces: &pieces, offset: 0, length: rest.len() };
-    let inspection = inspect::inspect(head, body, length);
-    let frame = Frame { head, body, key, tag_in_head, inspection };
-    source.send(vport, &frame, fabric);
-    None
+/// Where a run of plain frames goes: one queue of one function, as they are.
+#[derive(Copy, Clone)]
+struct Target {
+    /// The first 14 bytes of the frames, but for the ethertype: addresses.
+    addresses: (u64, u64),
+    slot: usize,
+    queue: u16,
 }
 
-/// The receiver's queue for a frame, its hash, packet type and status.
+/// The addresses of a frame, out of its first 16 bytes.
+#[inline(always)]
+const fn addresses(head: [u64; 2]) -> (u64, u64) {
+    let [first, second] = head;
+    (first, second & 0xFFFF_FFFF)
+}
+
+/// Whether the frame has no 802.1Q tag.
+#[inline(always)]
+const fn is_untagged(head: [u64; 2]) -> bool {
+    let [_, second] = head;
+    (second >> 32) & 0xFFFF != (offload::TPID_8021Q.swap_bytes() as u64)
+}
+
+#[inline(always)]
+fn head_of(frame: SharedSlice<'_>) -> Option<[u64; 2]> {
+    Some([frame.load_bytes8(0)?, frame.load_bytes8(8)?])
+}
+
+/// Decides where a plain frame goes; `None` if that is anything but one queue of one function, untouched.
+#[inline]
+fn decide(frame: SharedSlice<'_>, fabric: &mut Fabric<'_>, source: &Source<'_>) -> Option<Target> {
+    let vport = source.vport.filter(|_| frame.len() <= source.max_frame)?;
+    let head = head_of(frame)?;
+    if !is_untagged(head) {
+        return None;
+    }
+    let (first, second) = addresses(head);
+    let key = FrameKey {
+        destination: MacKey::from_low_bits(first),
+        source: MacKey::from_low_bits(first >> 48 | second << 16),
+        tci: None,
+    };
+    if key.destination.is_group() {
+        return None;
+    }
+    match fabric.switch.forward(Ingress::VPort(vport), &key, fabric.list) {
+        Verdict::Unicast(egress) if egress.tci.is_none() => {
+            let slot = fabric.slots.get(egress.vport?.index()).copied().flatten()?;
+            let queue = fabric.receivers.get(slot)?.as_ref()?.steering.unhashed()?;
+            Some(Target { addresses: (first, second), slot, queue })
+        }
+        _ => None,
+    }
+}
+
+/// Reserves buffers for the frames at the front of `frames` that go to the same place; returns the rest.
+#[inline]
+fn run<'m, 'f>(
+    target: Target,
+    frames: &'f [SharedSlice<'m>],
+    copies: &mut ArrayVec<FrameCopy<'m>, STAGE>,
+    fabric: &mut Fabric<'m>,
+    source: &mut Source<'_>,
+) -> &'f [SharedSlice<'m>] {
+    let mut left = frames;
+    let number = usize::from(target.queue);
+    let Some((receiver, map)) = receiver(fabric.receivers, fabric.maps, target.slot) else {
+        return &[];
+    };
+    let Receiver { queues, doorbells, stats, dirty, .. } = receiver;
+    let Some(Some(queue)) = queues.get_mut(number) else {
+        // Its queues have stopped since it was last told to receive.
+        stats.no_buffer += 1;
+        source.stats.unicast += 1;
+        return left.get(1..).unwrap_or(&[]);
+    };
+    mark_dirty(dirty, target.queue, fabric.dirty, target.slot);
+    let mut reserve = queue.reserve_run(left.len(), map, doorbells);
+    let (mut sent, mut sent_bytes) = (0u64, 0u64);
+    let (mut delivered, mut delivered_bytes) = (0u64, 0u64);
+    while let Some((frame, others)) = left.split_first() {
+        let length = frame.len();
+        let Some(head) = head_of(*frame) else { break };
+        if addresses(head) != target.addresses || !is_untagged(head) || length > source.max_frame {
+            break;
+        }
+        if !reserve.fits_one_buffer(length) {
+            break;
+        }
+        left = others;
+        sent += 1;
+        sent_bytes += length as u64;
+        let (packet_type, status) = match inspect::inspect_common(head, *frame) {
+            Some(common) => common,
+            None => inspect_alone(*frame),
+        };
+        match reserve.take(length, packet_type, status) {
+            Ok(to) => {
+                to.prefetch_write();
+                delivered += 1;
+                delivered_bytes += length as u64;
+                // The list holds a whole stage.
+                let _ = copies.try_push(FrameCopy { head, from: *frame, to });
+            }
+            Err(reason) => refused(stats, reason),
+        }
+    }
+    source.stats.unicast += sent;
+    source.stats.bytes += sent_bytes;
+    stats.unicast += delivered;
+    stats.bytes += delivered_bytes;
+    if sent == 0 {
+        // Too long for one buffer: by the general path.
+        if let Some((frame, others)) = left.split_first() {
+            copy_frames(copies);
+            copies.clear();
+            send_alone(*frame, fabric, source);
+            left = others;
+        }
+    }
+    left
+}
+
+/// Classifies a plain frame that is not one of the common ones.
 #[inline(never)]
-fn inspect_and_steer(
-    to: &Receiver,
-    head: &[u8],
-    rest: SharedSlice<'_>,
-    length: usize,
-) -> (u16, Option<u32>, PacketType, u64) {
-    let pieces = [rest];
-    let body = Body::Guest { pieces: &pieces, offset: 0, length: rest.len() };
-    let inspection = inspect::inspect(head, body, length);
-    let (number, hash) = to.steering.steer(&inspection, head);
-    (number, hash, inspection.packet_type, inspection.status)
+fn inspect_alone(frame: SharedSlice<'_>) -> (PacketType, u64) {
+    let mut head = [0u8; INSPECTED];
+    let length = frame.read_into(&mut head);
+    let head = head.get(..length).unwrap_or(&[]);
+    let pieces = [frame.split(length).1];
+    let body = Body::Guest { pieces: &pieces, offset: 0, length: frame.len() - length };
+    let inspection = inspect::inspect(head, body, frame.len());
+    (inspection.packet_type, inspection.status)
+}
+
+/// Sends one plain frame by the general path.
+#[inline(never)]
+fn send_alone(frame: SharedSlice<'_>, fabric: &mut Fabric<'_>, source: &mut Source<'_>) {
+    let mut head = [0u8; INSPECTED];
+    let length = frame.read_into(&mut head);
+    let head = head.get(..length).unwrap_or(&[]);
+    let Some((key, tag_in_head)) = frame_key(head, None) else {
+        source.stats.malformed += 1;
+        return;
+    };
+    let Some(vport) = source.vport.filter(|_| frame.len() <= source.max_frame) else {
+        source.refuse_whole();
+        return;
+    };
+    let pieces = [frame.split(length).1];
+    let body = Body::Guest { pieces: &pieces, offset: 0, length: frame.len() - length };
+    let inspection = inspect::inspect(head, body, frame.len());
+    source.send(vport, &Frame { head, body, key, tag_in_head, inspection }, fabric);
 }
 
 impl Source<'_> {

@@ -10,7 +10,7 @@ use super::{
     HEAD_BYTES, MAX_RX_BUFFERS,
     due::DueInterrupts,
     inspect::Inspection,
-    receive::{NoRoom, ReceiveMeta, Receiver, RxQueue},
+    receive::{NoRoom, ReceiveMeta, Receiver},
     stats::ReceiveStats,
     uplink_port::UplinkPort,
 };
@@ -271,10 +271,4 @@ fn scatter(buffers: &[SharedSlice<'_>], head: &[u8], body: Body<'_>) {
 fn after(place: SharedSlice<'_>, used: usize) -> Option<SharedSlice<'_>> {
     let (_, rest) = place.split(used);
     (!rest.is_empty()).then_some(rest)
-}
-
-/// Whether a frame of `length` bytes fits into one buffer of the queue.
-#[inline(always)]
-pub(crate) fn fits_one_buffer(queue: &RxQueue, length: usize) -> bool {
-    length <= usize::from(queue.config().buffer_size)
 }

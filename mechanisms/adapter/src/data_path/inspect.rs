@@ -3,6 +3,8 @@
 use avf_protocol::{packet_type::PacketType, receive::legacy};
 use offload::{ChecksumVerdict, L4Verifier, PacketInfo, classify, verify_ipv4_header};
 
+use shared_memory::SharedSlice;
+
 use super::deliver::Body;
 
 /// What is known of a frame's contents.
@@ -29,34 +31,44 @@ pub(crate) fn inspect(head: &[u8], body: Body<'_>, length: usize) -> Inspection 
 }
 
 /// [`inspect`] for the most common frames, in a few instructions: IPv4 without options, tags or fragments,
-/// carrying UDP that states no checksum. `None` for everything else.
+/// carrying UDP that states no checksum. `None` for everything else. `head` are the first 16 bytes.
 #[inline(always)]
-pub(crate) fn inspect_common(head: &[u8], length: usize) -> Option<(PacketType, u64)> {
-    // Ethertype IPv4; version 4 and five header words.
-    const IPV4: [u8; 3] = [0x08, 0x00, 0x45];
-    let &[_, _, _, _, _, _, _, _, _, _, _, _, t0, t1, v, _, l0, l1, _, _, f0, f1, _, protocol, ..] =
-        head.first_chunk::<34>()?;
-    let udp = head.get(34..42)?.first_chunk::<8>()?;
-    let &[_, _, _, _, u0, u1, c0, c1] = udp;
-    let datagram = usize::from(u16::from_be_bytes([l0, l1]));
-    let fragment = u16::from_be_bytes([f0, f1]) & 0x3FFF;
-    let payload = usize::from(u16::from_be_bytes([u0, u1]));
-    let common = [t0, t1, v] == IPV4
-        && fragment == 0
-        && protocol == 17
-        && datagram + 14 <= length
+pub(crate) fn inspect_common(head: [u64; 2], frame: SharedSlice<'_>) -> Option<(PacketType, u64)> {
+    // All fields are read as they lie in memory, least byte first.
+    const IPV4: u64 = 0x0008;
+    const VERSION_4_FIVE_WORDS: u64 = 0x45;
+    const UDP: u64 = 17;
+    // The bits of flags and fragment offset that a fragment has: more fragments, and the offset.
+    const FRAGMENT: u64 = 0xFF3F;
+    let [_, second] = head;
+    if (second >> 32) & 0xFFFF != IPV4 {
+        return None;
+    }
+    let (a, b) = (frame.load_bytes8(14)?, frame.load_bytes8(22)?);
+    let (c, udp) = (frame.load_bytes8(26)? >> 32, frame.load_bytes8(34)?);
+    let datagram = big_endian(a >> 16);
+    let payload = big_endian(udp >> 32);
+    let common = a & 0xFF == VERSION_4_FIVE_WORDS
+        && (a >> 48) & FRAGMENT == 0
+        && (b >> 8) & 0xFF == UDP
+        && datagram + 14 <= frame.len()
         && payload + 20 == datagram
-        && [c0, c1] == [0, 0];
+        && udp >> 48 == 0;
     if !common {
         return None;
     }
-    let words = head.get(14..34)?.first_chunk::<20>()?.as_chunks::<4>().0;
-    let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
-    let folded = (sum >> 32) + (sum & 0xFFFF_FFFF);
-    let folded = (folded >> 16) + (folded & 0xFFFF);
-    let folded = (folded >> 16) + (folded & 0xFFFF);
-    let folded = (folded >> 16) + (folded & 0xFFFF);
-    Some((PacketType::IPV4_UDP, legacy::L3L4P | bit(folded != 0xFFFF, legacy::IPE)))
+    let sum = (a & 0xFFFF_FFFF) + (a >> 32) + (b & 0xFFFF_FFFF) + (b >> 32) + c;
+    let sum = (sum & 0xFFFF) + ((sum >> 16) & 0xFFFF) + (sum >> 32);
+    let sum = (sum & 0xFFFF) + (sum >> 16);
+    let sum = (sum & 0xFFFF) + (sum >> 16);
+    Some((PacketType::IPV4_UDP, legacy::L3L4P | bit(sum != 0xFFFF, legacy::IPE)))
+}
+
+/// The 16-bit number whose bytes, most significant first, are the low two of `word`.
+#[inline(always)]
+fn big_endian(word: u64) -> usize {
+    let [high, low, ..] = word.to_le_bytes();
+    usize::from(u16::from_be_bytes([high, low]))
 }
 
 /// Classifies a frame whose transport checksum this NIC has just computed.

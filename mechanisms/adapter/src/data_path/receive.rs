@@ -3,7 +3,7 @@
 //! A frame *reserves* descriptors first, in arrival order; its bytes are copied; at the end of the burst the
 //! descriptors are written back in ring order, the done bit last, and the vector is raised once.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use avf_device::{InterruptVectors, QueueInterrupt, RxQueueConfig, VfSettings};
 use avf_protocol::{
@@ -11,7 +11,8 @@ use avf_protocol::{
     receive::{RxLegacy, legacy},
 };
 use shared_memory::{
-    DescriptorRing, DmaFault, DmaMap, DoorbellPage, SharedSlice, TranslationCache,
+    DescriptorRing, DmaAddress, DmaFault, DmaMap, DmaWindow, DoorbellPage, SharedSlice,
+    TranslationCache,
 };
 
 use super::{MAX_RX_BUFFERS, earlier, rss::RssSteering, stats::ReceiveStats};
@@ -113,10 +114,6 @@ impl RxQueue {
         })
     }
 
-    pub(crate) fn config(&self) -> &RxQueueConfig {
-        &self.config
-    }
-
     pub(crate) fn set_interrupt(&mut self, interrupt: QueueInterrupt) {
         self.config.vector = interrupt.vector;
         self.config.itr = interrupt.itr;
@@ -157,30 +154,23 @@ impl RxQueue {
         index
     }
 
-    /// Takes one descriptor for a frame of `length` bytes that fits into one buffer.
+    /// Prepares to take descriptors for up to `count` frames of one buffer each.
     #[inline(always)]
-    pub(crate) fn reserve_one<'m>(
-        &mut self,
-        length: usize,
-        meta: &ReceiveMeta,
+    pub(crate) fn reserve_run<'q, 'm>(
+        &'q mut self,
+        count: usize,
         dma: &'m DmaMap,
         doorbells: &DoorbellPage,
-    ) -> Result<SharedSlice<'m>, NoRoom> {
-        if length > usize::from(self.config.max_frame_size) {
-            return Err(NoRoom::TooLong);
-        }
-        if !self.available(1, doorbells) {
-            return Err(NoRoom::NoBuffers);
-        }
-        let index = self.advance();
-        self.ring.prefetch_read(index.wrapping_add(8));
-        let address = self.ring.load(index, 0, std::sync::atomic::Ordering::Relaxed);
-        match dma.write_slice(&mut self.cache, shared_memory::DmaAddress(address), length) {
-            Ok(buffer) => {
-                self.pending.push(Writeback::new(index, meta.last(length)));
-                Ok(buffer)
-            }
-            Err(fault) => Err(self.refuse(index, fault)),
+    ) -> Run<'q, 'm> {
+        let wanted = u16::try_from(count).unwrap_or(u16::MAX);
+        self.available(wanted, doorbells);
+        let longest = self.config.buffer_size.min(self.config.max_frame_size);
+        Run {
+            left: self.known(),
+            longest: longest.into(),
+            window: dma.window(self.cache),
+            dma,
+            queue: self,
         }
     }
 
@@ -209,8 +199,8 @@ impl RxQueue {
             let index = self.advance();
             let here = left.min(size);
             left -= here;
-            let address = self.ring.load(index, 0, std::sync::atomic::Ordering::Relaxed);
-            match dma.write_slice(&mut self.cache, shared_memory::DmaAddress(address), here) {
+            let address = self.ring.load(index, 0, Ordering::Relaxed);
+            match dma.write_slice(&mut self.cache, DmaAddress(address), here) {
                 Ok(buffer) => {
                     buffers.push(buffer);
                     let back = if part == count {
@@ -244,15 +234,16 @@ impl RxQueue {
     /// when (ns) a message that its interval holds back is due.
     #[inline]
     pub(crate) fn flush(&mut self, interrupts: &InterruptVectors, now_ns: u64) -> Option<u64> {
-        use std::sync::atomic::Ordering::{Relaxed, Release};
+        use Ordering::{Relaxed, Release};
         if self.pending.is_empty() {
             return None;
         }
         for back in &self.pending {
-            self.ring.store(back.index, 0, back.qw0, Relaxed);
-            self.ring.store(back.index, 2, 0, Relaxed);
-            self.ring.store(back.index, 3, 0, Relaxed);
-            self.ring.store(back.index, 1, back.qw1, Release);
+            let slot = self.ring.slot(back.index);
+            slot.store(0, back.qw0, Relaxed);
+            slot.store(2, 0, Relaxed);
+            slot.store(3, 0, Relaxed);
+            slot.store(1, back.qw1, Release);
         }
         self.pending.clear();
         interrupts.raise(self.config.vector?, self.config.itr, now_ns)
@@ -261,6 +252,58 @@ impl RxQueue {
     /// Whether the write-backs must be published before more frames are taken.
     pub(crate) fn is_full(&self) -> bool {
         self.pending.len() + MAX_RX_BUFFERS > PENDING
+    }
+}
+
+/// Descriptors taken one after the other for a run of frames.
+pub(crate) struct Run<'q, 'm> {
+    queue: &'q mut RxQueue,
+    dma: &'m DmaMap,
+    window: DmaWindow<'m>,
+    /// Posted descriptors that are left.
+    left: u16,
+    /// Longest frame that one buffer takes.
+    longest: usize,
+}
+
+impl<'m> Run<'_, 'm> {
+    /// Whether a frame of `length` bytes is one for [`take`](Self::take).
+    #[inline(always)]
+    pub(crate) fn fits_one_buffer(&self, length: usize) -> bool {
+        length <= self.longest
+    }
+
+    /// Takes one descriptor for a unicast frame that fits into one buffer.
+    #[inline(always)]
+    pub(crate) fn take(
+        &mut self,
+        length: usize,
+        packet_type: PacketType,
+        status: u64,
+    ) -> Result<SharedSlice<'m>, NoRoom> {
+        if self.left == 0 {
+            return Err(NoRoom::NoBuffers);
+        }
+        self.left -= 1;
+        let index = self.queue.advance();
+        // Two descriptors to a cache line; they are written back soon.
+        self.queue.ring.prefetch_write(index.wrapping_add(16));
+        let address = DmaAddress(self.queue.ring.load(index, 0, Ordering::Relaxed));
+        let buffer = match self.window.write_slice(address, length) {
+            Some(buffer) => buffer,
+            None => match self.dma.write_slice(&mut self.queue.cache, address, length) {
+                Ok(buffer) => {
+                    self.window = self.dma.window(self.queue.cache);
+                    buffer
+                }
+                Err(fault) => return Err(self.queue.refuse(index, fault)),
+            },
+        };
+        let back = RxLegacy::new(buffer_length(length))
+            .with_end_of_packet(packet_type)
+            .with_status(status);
+        self.queue.pending.push(Writeback::new(index, back));
+        Ok(buffer)
     }
 }
 

@@ -115,6 +115,54 @@ impl TxQueue {
         u16::try_from(index).unwrap_or(0)
     }
 
+    /// Takes plain packets from the head, at most `limit` and as many as `frames` holds; returns how many
+    /// descriptors. One whose buffer cannot be reached is consumed and counted.
+    #[inline]
+    pub(crate) fn take_plain<'m, const N: usize>(
+        &mut self,
+        dma: &'m DmaMap,
+        limit: u16,
+        frames: &mut ArrayVec<SharedSlice<'m>, N>,
+        faults: &mut u64,
+    ) -> u16 {
+        // Four descriptors to a cache line.
+        (0..limit.min(32)).step_by(4).for_each(|ahead| self.prefetch(ahead));
+        let mut window = dma.window(self.cache);
+        let mut taken = 0;
+        let mut index = self.head;
+        while taken < limit && !frames.is_full() {
+            let descriptor = TxDescriptor(self.ring.read(index));
+            let data = descriptor.data();
+            let length = usize::from(data.length());
+            if !data.is_plain() || length == 0 {
+                break;
+            }
+            if data.report_status() {
+                self.done.push((index, descriptor.0[1]));
+            }
+            taken += 1;
+            index = if index + 1 == self.ring.len() { 0 } else { index + 1 };
+            let address = DmaAddress(data.address());
+            let slice = match window.read_slice(address, length) {
+                Some(slice) => Some(slice),
+                None => {
+                    let found = dma.read_slice(&mut self.cache, address, length).ok();
+                    window = dma.window(self.cache);
+                    found
+                }
+            };
+            match slice {
+                Some(slice) => {
+                    slice.prefetch_read();
+                    frames.push(slice);
+                }
+                None => *faults += 1,
+            }
+        }
+        self.head = index;
+        taken
+    }
+
     /// Consumes `count` descriptors that were looked at with [`peek`](Self::peek).
     #[inline(always)]
     pub(crate) fn consume(&mut self, count: u16) {
