@@ -98,7 +98,7 @@ impl Spread {
         let middle = values.len() / 2;
         let upper = *values.get(middle)?;
         let median = match middle.checked_sub(1).and_then(|lower| values.get(lower)) {
-            Some(lower) if values.len() % 2 == 0 => (lower + upper) / 2.0,
+            Some(lower) if values.len().is_multiple_of(2) => (lower + upper) / 2.0,
             _ => upper,
         };
         Some(Self { median, least: *values.first()?, greatest: *values.last()? })
