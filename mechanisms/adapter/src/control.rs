@@ -57,6 +57,8 @@ pub struct AdapterStatus {
     pub name: String,
     /// VFs that are enabled.
     pub num_vfs: u16,
+    /// OIDs that NDIS itself has issued, in order: the switch at start.
+    pub ndis_oids: Vec<NdisOid>,
     /// The physical port.
     pub uplink: UplinkStatus,
     /// The PF's own queue pairs.
@@ -67,6 +69,17 @@ pub struct AdapterStatus {
     pub copy_method: String,
     /// Microseconds that the data path thread has slept since it started.
     pub data_path_slept_us: u64,
+}
+
+/// An OID that NDIS issued of its own.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NdisOid {
+    /// Its published name.
+    pub name: String,
+    /// Name of the status it ended with.
+    pub status: String,
+    /// Microseconds it took.
+    pub microseconds: u64,
 }
 
 /// The physical port.

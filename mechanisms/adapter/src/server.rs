@@ -4,13 +4,14 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use device_control::{
     Client, Completion, DeviceControlHandler, DeviceControlServer, DriverName, OidRequestKind,
     PfDriverHandler, Request, RequestId, ServerConfig, ServerError,
 };
-use ndis::{AdapterConfiguration, Ndis, NdisSriovDevice, request_kind};
+use ndis::{AdapterConfiguration, Ndis, NdisEvent, NdisSriovDevice, Requester, request_kind};
 use ndis_protocol::{FunctionId, VPortId, VfId, VlanId};
 use nic_switch::{VPortPolicy, VlanPolicy, VlanSet};
 use pcivirt_protocol::{IoctlCode, NtStatus};
@@ -19,11 +20,13 @@ use pf_driver::{LuidGenerator, PfDriver};
 use crate::{
     Adapter, AdapterConfig, AdapterError, AdapterMiniport, RequestError,
     control::{
-        AdapterStatus, FunctionStatus, PrivateControl, SetVPortPolicy, UplinkStatus, VfNumber,
-        VfStatus, VlanMode,
+        AdapterStatus, FunctionStatus, NdisOid, PrivateControl, SetVPortPolicy, UplinkStatus,
+        VfNumber, VfStatus, VlanMode,
     },
 };
 
+/// OIDs of NDIS itself that are kept for reports; callbacks of the PF driver contract make more.
+const NDIS_OIDS: usize = 16;
 /// Name of the device control socket in the adapter's folder.
 pub const CONTROL_SOCKET: &str = "control.sock";
 
@@ -47,6 +50,7 @@ pub enum StartError {
 /// A running adapter: NIC, NDIS and device control. Dropping it halts the adapter and removes its sockets.
 pub struct AdapterServer {
     control: Option<DeviceControlServer>,
+    pf: Arc<PfDriver<NdisSriovDevice<AdapterMiniport>>>,
     ndis: Arc<Mutex<Ndis<AdapterMiniport>>>,
     adapter: Arc<Adapter>,
     shutdown: crossbeam_channel::Receiver<()>,
@@ -69,19 +73,23 @@ impl AdapterServer {
         let luid = luids.allocate();
         let miniport = AdapterMiniport::new(Arc::clone(&adapter), luid);
         let mut ndis = Ndis::new(miniport, configuration);
+        let issued = Arc::<Mutex<Vec<NdisOid>>>::default();
+        ndis.subscribe(note_ndis_oids(Arc::clone(&issued)));
         ndis.start().map_err(StartError::Ndis)?;
         let ndis = Arc::new(Mutex::new(ndis));
         let device = Arc::new(NdisSriovDevice::new(Arc::clone(&ndis), &mut luids));
         let (ask, shutdown) = crossbeam_channel::bounded(1);
+        let pf = Arc::new(PfDriver::new(device));
         let handler = Handler {
             ndis: Arc::clone(&ndis),
-            pf: PfDriverHandler::new(Arc::new(PfDriver::new(device))),
+            pf: PfDriverHandler::new(Arc::clone(&pf)),
             adapter: Arc::clone(&adapter),
+            issued,
             shutdown: ask,
         };
         let control = DeviceControlServer::start(ServerConfig::new(path, name), Arc::new(handler))
             .map_err(StartError::Control)?;
-        Ok(Self { control: Some(control), ndis, adapter, shutdown })
+        Ok(Self { control: Some(control), pf, ndis, adapter, shutdown })
     }
 
     /// The NIC.
@@ -102,9 +110,34 @@ impl AdapterServer {
 
 impl Drop for AdapterServer {
     fn drop(&mut self) {
-        // First nobody asks for anything any more, then the adapter is halted in order.
+        // Subscribers hear that the device is gone, then nobody asks for anything any more, then the adapter
+        // is halted in order.
+        self.pf.remove();
         self.control = None;
         lock(&self.ndis).halt();
+    }
+}
+
+/// An observer that writes down what NDIS itself issues. There are few: the switch, and at halt its end.
+fn note_ndis_oids(issued: Arc<Mutex<Vec<NdisOid>>>) -> impl FnMut(&NdisEvent) + Send + 'static {
+    let mut begun: Option<(u64, Instant)> = None;
+    move |event| match event {
+        NdisEvent::OidIssued { sequence, requester: Requester::Ndis, .. } => {
+            begun = Some((*sequence, Instant::now()));
+        }
+        NdisEvent::OidCompleted { sequence, code, status, .. } => {
+            let Some((_, start)) = begun.filter(|(number, _)| number == sequence) else { return };
+            begun = None;
+            let mut issued = lock(&issued);
+            if issued.len() < NDIS_OIDS {
+                issued.push(NdisOid {
+                    name: ndis::oid_name(*code),
+                    status: status.to_string(),
+                    microseconds: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+                });
+            }
+        }
+        _ => {}
     }
 }
 
@@ -117,6 +150,7 @@ struct Handler {
     ndis: Arc<Mutex<Ndis<AdapterMiniport>>>,
     pf: PfDriverHandler<NdisSriovDevice<AdapterMiniport>>,
     adapter: Arc<Adapter>,
+    issued: Arc<Mutex<Vec<NdisOid>>>,
     shutdown: crossbeam_channel::Sender<()>,
 }
 
@@ -172,7 +206,8 @@ impl Handler {
     fn private_control(&self, control: PrivateControl, input: &[u8]) -> Result<Vec<u8>, NtStatus> {
         match control {
             PrivateControl::Status => {
-                let status = self.adapter.status().map_err(|error| nt_status(&error))?;
+                let mut status = self.adapter.status().map_err(|error| nt_status(&error))?;
+                status.ndis_oids.clone_from(&lock(&self.issued));
                 serde_json::to_vec(&status).map_err(|_| NtStatus::UNSUCCESSFUL)
             }
             PrivateControl::SetUplink => {
@@ -258,6 +293,7 @@ impl Adapter {
         Ok(AdapterStatus {
             name: self.config().name.clone(),
             num_vfs: self.pci().active_vfs(),
+            ndis_oids: Vec::new(),
             uplink: UplinkStatus {
                 spec,
                 link_up: self.link_is_up(),
