@@ -22,13 +22,17 @@ mod nic_switch;
 mod object;
 mod oid;
 mod receive_filter;
+mod receive_filter_capabilities;
+mod receive_filter_info;
 mod receive_queue;
 mod sriov;
 mod status;
 #[cfg(test)]
 mod testing;
 mod vf;
+mod vf_config;
 mod vport;
+mod vport_info;
 
 pub use affinity::*;
 pub use capabilities::*;
@@ -42,8 +46,12 @@ pub use object::{
 };
 pub use oid::*;
 pub use receive_filter::*;
+pub use receive_filter_capabilities::*;
+pub use receive_filter_info::*;
 pub use receive_queue::*;
 pub use sriov::*;
 pub use status::NdisStatus;
 pub use vf::*;
+pub use vf_config::*;
 pub use vport::*;
+pub use vport_info::*;

@@ -7,10 +7,11 @@ use ndis_protocol::{
     VlanCondition, WireStructure,
 };
 
-use crate::adapter::{Ndis, Request};
+use crate::adapter::Ndis;
 use crate::cache::{FilterRecord, count};
 use crate::completion::Reply;
 use crate::refusal::Object;
+use crate::route::Request;
 use crate::{PfMiniport, Refusal, SetFilter};
 
 fn member(member: &'static str, value: impl Into<u64>, rule: &'static str) -> Refusal {

@@ -32,6 +32,7 @@ mod keywords;
 mod miniport;
 mod query;
 mod refusal;
+mod route;
 mod sriov_device;
 mod switch;
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use ndis_protocol::{NdisStructure, ReceiveFilterGlobalParameters, SriovCapabilities, SriovPfLuid};
 
-use crate::adapter::{Ndis, Request};
+use crate::adapter::Ndis;
 use crate::completion::Reply;
+use crate::route::Request;
 use crate::{PfMiniport, Refusal};
 
 impl<M: PfMiniport> Ndis<M> {

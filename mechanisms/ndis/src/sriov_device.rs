@@ -23,11 +23,21 @@ use crate::{Ndis, PfMiniport};
 ///
 /// It fills all entries of both versions of the interface. A callback locks NDIS for the time of its one OID, which NDIS
 /// itself issues: pcivirt callbacks are no overlying driver's, and only VFs that are allocated can be reached.
-#[derive(Clone)]
 pub struct NdisSriovDevice<M> {
     ndis: Arc<Mutex<Ndis<M>>>,
     luids: Arc<LuidTable>,
     mitigable: Option<Arc<dyn MitigableDevice>>,
+}
+
+impl<M> Clone for NdisSriovDevice<M> {
+    /// Another handle on the same adapter.
+    fn clone(&self) -> Self {
+        Self {
+            ndis: Arc::clone(&self.ndis),
+            luids: Arc::clone(&self.luids),
+            mitigable: self.mitigable.clone(),
+        }
+    }
 }
 
 impl<M: PfMiniport + 'static> NdisSriovDevice<M> {

@@ -6,9 +6,10 @@ use ndis_protocol::{
     SwitchId, VPortId, VPortParameters, VPortState, WireStructure,
 };
 
-use crate::adapter::{Ndis, Request};
+use crate::adapter::Ndis;
 use crate::cache::{SwitchRecord, VPortRecord};
 use crate::completion::Reply;
+use crate::route::Request;
 use crate::{CreateSwitch, ParameterChange, PfMiniport, Refusal, Requester};
 
 impl<M: PfMiniport> Ndis<M> {

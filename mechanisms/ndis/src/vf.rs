@@ -9,10 +9,11 @@ use ndis_protocol::{
 };
 use pcivirt_protocol::{PCI_EXPRESS_CONFIG_SPACE_SIZE, VPCI_MAX_READ_WRITE_BLOCK_SIZE};
 
-use crate::adapter::{Ndis, Request};
+use crate::adapter::Ndis;
 use crate::cache::{VfRecord, count};
 use crate::completion::Reply;
 use crate::refusal::Object;
+use crate::route::Request;
 use crate::{AllocateVf, PfMiniport, Refusal, VendorDeviceId};
 
 /// How far from its structure a request may want its data; more has no use, and answers are as long as that.

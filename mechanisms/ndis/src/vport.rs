@@ -6,11 +6,12 @@ use ndis_protocol::{
     VPortId, VPortInfoArray, VPortParameters, VPortState, VfId, WireStructure,
 };
 
-use crate::adapter::{Ndis, Request};
+use crate::adapter::Ndis;
 use crate::cache::{VPortRecord, count};
 use crate::capabilities::CurrentCapabilities;
 use crate::completion::Reply;
 use crate::refusal::Object;
+use crate::route::Request;
 use crate::{ChangeVPort, CreateVPort, PfMiniport, Refusal};
 
 type Flags = NicSwitchCapabilityFlags;

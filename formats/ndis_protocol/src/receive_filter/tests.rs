@@ -2,8 +2,8 @@ use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
 
-use super::*;
 use crate::testing::{any_mac, assert_meaning, structure_properties};
+use crate::*;
 
 fn any_vport() -> impl Strategy<Value = VPortId> {
     (0..u32::MAX).prop_map(|raw| VPortId::new(raw).unwrap())

@@ -1,8 +1,10 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::*;
+use pcivirt_protocol::{CmPartialResourceDescriptor, DevicePowerState, Luid};
+
 use crate::testing::{assert_meaning, structure_properties};
+use crate::*;
 
 fn any_vf() -> impl Strategy<Value = VfId> {
     (0..u16::MAX).prop_map(|raw| VfId::new(raw).unwrap())

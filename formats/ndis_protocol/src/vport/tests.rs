@@ -1,8 +1,7 @@
 use proptest::prelude::*;
 
-use super::*;
-use crate::VfId;
 use crate::testing::{any_name, assert_meaning, structure_properties};
+use crate::*;
 
 fn any_switch() -> impl Strategy<Value = SwitchId> {
     (0..u32::MAX).prop_map(|raw| SwitchId::new(raw).unwrap())
