@@ -170,6 +170,40 @@ impl VnetHeader {
     }
 }
 
+/// Adds a packet's data to the checksum field that holds the sum of its pseudo header
+/// ([`ChecksumState::Partial`]); `None` if the field lies outside the packet.
+pub fn finish_checksum(packet: &mut [u8], start: u16, offset: u16) -> Option<()> {
+    let data = packet.get_mut(usize::from(start)..)?;
+    let sum = data.chunks(2).map(|pair| match pair {
+        [high, low] => u64::from(u16::from_be_bytes([*high, *low])),
+        [high] => u64::from(*high) << 8,
+        _ => 0,
+    });
+    let checksum = !fold(sum.sum());
+    // UDP, whose field is at 6, keeps 0 for "none".
+    let checksum = if checksum == 0 && offset == 6 { 0xFFFF } else { checksum };
+    *data.get_mut(usize::from(offset)..)?.first_chunk_mut()? = checksum.to_be_bytes();
+    Some(())
+}
+
+/// Changes a TCP header's checksum field from the sum of the pseudo header with the length of all of the TCP
+/// packet (as Linux leaves it in a packet to be segmented) to the sum without a length (as devices want it,
+/// since each segment has its own); `None` if the field lies outside.
+pub fn remove_length_from_seed(tcp_header: &mut [u8], tcp_length: u16) -> Option<()> {
+    let field = tcp_header.get_mut(16..)?.first_chunk_mut()?;
+    let seed = fold(u64::from(u16::from_be_bytes(*field)) + u64::from(!tcp_length));
+    *field = seed.to_be_bytes();
+    Some(())
+}
+
+/// A one's-complement sum, folded to 16 bits.
+fn fold(mut sum: u64) -> u16 {
+    while sum > u64::from(u16::MAX) {
+        sum = (sum & 0xFFFF) + (sum >> 16);
+    }
+    u16::try_from(sum).unwrap_or(u16::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,12 +236,55 @@ mod tests {
         }
 
         #[test]
+        fn a_finished_checksum_makes_the_whole_sum_to_nothing(
+            data in proptest::collection::vec(any::<u8>(), 20..200),
+            start in 0u16..10,
+            seed: u16,
+        ) {
+            let mut packet = data.clone();
+            let field = usize::from(start) + 6;
+            packet[field..field + 2].copy_from_slice(&seed.to_be_bytes());
+            finish_checksum(&mut packet, start, 6).unwrap();
+            // The seed is the sum of the pseudo header; with it and the checksum all comes to zero.
+            let mut all = seed.to_be_bytes().to_vec();
+            all.extend(&packet[usize::from(start)..]);
+            prop_assert_eq!(sum_of(&all), 0xFFFF);
+        }
+
+        #[test]
+        fn a_seed_without_length_differs_by_the_length(pseudo: u16, length in 20u16..) {
+            let mut header = [0; 20];
+            let seed = fold(u64::from(pseudo) + u64::from(length));
+            header[16..18].copy_from_slice(&seed.to_be_bytes());
+            remove_length_from_seed(&mut header, length).unwrap();
+            let left = u16::from_be_bytes([header[16], header[17]]);
+            // 0 and 0xFFFF are the same number in one's complement.
+            prop_assert!(left == pseudo || (left ^ pseudo) == 0xFFFF && (left == 0 || pseudo == 0));
+        }
+
+        #[test]
         fn any_bytes_are_read_or_refused(bytes: [u8; VNET_HEADER_LENGTH], length in 0usize..70_000) {
             let header = VnetHeader::read_from_bytes(&bytes).unwrap();
             if let Ok(PacketOffload { checksum: ChecksumState::Partial { start, offset }, .. }) = header.parse(length) {
                 prop_assert!(usize::from(start) + usize::from(offset) + 2 <= length);
             }
         }
+    }
+
+    fn sum_of(bytes: &[u8]) -> u16 {
+        fold(
+            bytes
+                .chunks(2)
+                .map(|p| u64::from(p[0]) << 8 | u64::from(*p.get(1).unwrap_or(&0)))
+                .sum(),
+        )
+    }
+
+    #[test]
+    fn a_checksum_outside_the_packet_is_refused() {
+        assert_eq!(finish_checksum(&mut [0; 20], 14, 5), None);
+        assert_eq!(finish_checksum(&mut [0; 20], 21, 0), None);
+        assert_eq!(remove_length_from_seed(&mut [0; 17], 20), None);
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::{
 
 use linux_network::{
     ChecksumState, NetworkError, PacketOptions, PacketSocket, ReceivedPacket, RouteSocket,
-    Segmentation, VnetHeader,
+    Segmentation, VnetHeader, finish_checksum, remove_length_from_seed,
 };
-use offload::{HeaderLayout, SegmentKind, SegmentPlan, Sum, VlanTag, classify, insert_vlan_tag};
+use offload::{HeaderLayout, SegmentKind, SegmentPlan, VlanTag, classify, insert_vlan_tag};
 use rustix::io::Errno;
 
 use crate::{
@@ -125,7 +125,8 @@ impl LargePacket {
             l4_len: u16::from(data_offset) * 4,
         };
         let payload = packet.get(layout.payload_offset()..)?;
-        take_length_from_seed(header.get_mut(l4..)?, packet.len().checked_sub(l4)?)?;
+        let length = u16::try_from(packet.len().checked_sub(l4)?).ok()?;
+        remove_length_from_seed(header.get_mut(l4..)?, length)?;
         let length = u32::try_from(payload.len()).ok()?;
         let plan = SegmentPlan::new(
             header.get(..known)?,
@@ -163,32 +164,12 @@ impl LargePacket {
     }
 }
 
-/// Changes a TCP checksum field that holds the sum of a whole pseudo header into one without its length.
-fn take_length_from_seed(l4: &mut [u8], length: usize) -> Option<()> {
-    let field = l4.get_mut(16..18)?;
-    let mut sum = Sum::of(field);
-    // Subtraction in one's complement; lengths beyond 64 KiB are not in the seed of any kernel's packet.
-    sum.add_word(!u16::try_from(length).ok()?);
-    field.copy_from_slice(&sum.fold().to_be_bytes());
-    Some(())
-}
-
 /// Inserts the tag that the kernel took out; `None` if the frame is then too long for its slot.
 fn put_vlan_back(slot: &mut [u8], length: usize, vlan: Option<VlanTag>) -> Option<usize> {
     match vlan {
         None => Some(length),
         Some(tag) => insert_vlan_tag(slot, length, tag),
     }
-}
-
-/// Adds the data to a checksum field that holds the sum of the pseudo header.
-fn finish_checksum(frame: &mut [u8], start: usize, offset: usize) -> Option<()> {
-    let data = frame.get_mut(start..)?;
-    let checksum = Sum::of(data).checksum();
-    // UDP, whose field is at 6, keeps 0 for "none".
-    let checksum = if checksum == 0 && offset == 6 { 0xFFFF } else { checksum };
-    data.get_mut(offset..offset + 2)?.copy_from_slice(&checksum.to_be_bytes());
-    Some(())
 }
 
 /// What became of a received packet.
@@ -222,7 +203,7 @@ fn take(packet: &ReceivedPacket<'_>, slot: &mut [u8], spare: &mut Vec<u8>) -> Ta
     };
     frame.copy_from_slice(bytes);
     if let ChecksumState::Partial { start, offset } = offload.checksum
-        && finish_checksum(frame, start.into(), offset.into()).is_none()
+        && finish_checksum(frame, start, offset).is_none()
     {
         return Taken::Malformed;
     }
