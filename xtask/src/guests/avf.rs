@@ -274,17 +274,26 @@ impl Vf {
     pub(crate) fn send(&mut self, qtest: &mut Qtest, frame: &[u8]) -> Result<()> {
         let buffer = self.memory + TX_FRAME;
         qtest.write(buffer, frame)?;
-        let descriptor = TxData::new(buffer, u16::try_from(frame.len())?)
-            .with_end_of_packet()
-            .with_report_status();
-        let place = self.memory + TX_RING + 16 * u64::from(self.tx_next);
-        qtest.write(place, descriptor.0.as_bytes())?;
-        self.tx_next = (self.tx_next + 1) % RING;
-        self.set(qtest, registers::tx_tail(0), u32::from(self.tx_next))?;
+        let place = self.post(qtest, buffer, u16::try_from(frame.len())?)?;
         qtest.until("a sent frame to be written back", |qtest| {
             let words = read_words::<2>(qtest, place)?;
             Ok(TxDescriptor(words).is_done().then_some(()))
         })
+    }
+
+    /// Posts one frame that lies at an address; gives where its descriptor is.
+    pub(crate) fn post(&mut self, qtest: &mut Qtest, buffer: u64, length: u16) -> Result<u64> {
+        let descriptor = TxData::new(buffer, length).with_end_of_packet().with_report_status();
+        let place = self.memory + TX_RING + 16 * u64::from(self.tx_next);
+        qtest.write(place, descriptor.0.as_bytes())?;
+        self.tx_next = (self.tx_next + 1) % RING;
+        self.set(qtest, registers::tx_tail(0), u32::from(self.tx_next))?;
+        Ok(place)
+    }
+
+    /// What VFGEN_RSTAT reads.
+    pub(crate) fn status(&self, qtest: &mut Qtest) -> Result<u32> {
+        self.get(qtest, registers::RSTAT)
     }
 
     /// Waits for the interrupt of vector 1 and gives the one frame that has come (§5.5, §6).

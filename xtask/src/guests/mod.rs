@@ -15,6 +15,7 @@ mod machine;
 mod qemu;
 mod qtest;
 mod qtest_tests;
+mod stack;
 
 use std::{
     fs::{self, File},
@@ -40,7 +41,7 @@ enum Which {
     Fetch,
     /// Drives QEMU's vfio-user client without a guest: first against a small device, then against a VF.
     Qtest {
-        /// Two vfio-user sockets that serve AVF functions of one NIC switch.
+        /// Two vfio-user sockets that serve AVF functions of one NIC switch, instead of an adapter started here.
         #[arg(long = "socket", num_args = 1)]
         sockets: Vec<PathBuf>,
     },

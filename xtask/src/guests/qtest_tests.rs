@@ -14,20 +14,39 @@ use super::{
     copy_device::{self, CopyDevice},
     qemu::Qemu,
     qtest::{PciFunction, Qtest, message},
+    stack::{AttachedVf, Frames, Stack},
 };
 
-/// Runs all of it; with sockets, the AVF part against the VFs they serve.
+/// Runs all of it; the AVF part against the VFs of two sockets, or of an adapter started here.
 pub(crate) fn run(qemu: &Qemu, sockets: &[&Path]) -> Result<()> {
     println!("QEMU {}", qemu.version()?);
     step("a small device: registers, doorbell page, DMA, MSI-X, reset, another client", || {
         copy_device_under_qemu(qemu)
     })?;
+    let frames = "two VFs: mailbox, virtchnl, a frame each way, MSI-X, reset";
     if let [first, second] = sockets {
-        step("two VFs: mailbox, virtchnl, a frame each way, MSI-X, reset", || {
-            frames_between_two_vfs(qemu, first, second)
-        })?;
+        return step(frames, || frames_between_two_vfs(qemu, first, second));
     }
-    Ok(())
+    ensure!(sockets.is_empty(), "the test needs two sockets, or none to start an adapter itself");
+    let mut stack = Stack::start(4)?;
+    let one = stack.attach("one", "02:c1:ea:00:01:01", 1)?;
+    let two = stack.attach("two", "02:c1:ea:00:01:02", 1)?;
+    step(frames, || {
+        frames_between_two_vfs(qemu, &one.socket, &two.socket)?;
+        let expected = Frames { received: 2, sent: 2, dma_faults: 0 };
+        let (first, second) = (stack.frames(&one)?, stack.frames(&two)?);
+        ensure!(
+            (first, second) == (expected, expected),
+            "the adapter counts {first:?} and {second:?}"
+        );
+        Ok(())
+    })?;
+    step("an address outside of the DMA map: a fault of that VF alone", || {
+        dma_fault_of_one_vf(qemu, &stack, &one, &two)
+    })?;
+    step("kill -9 of the adapter: the device goes, a new adapter starts over stale sockets", || {
+        adapter_dies(qemu, &mut stack, &one)
+    })
 }
 
 fn step(what: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -126,5 +145,63 @@ fn frames_between_two_vfs(qemu: &Qemu, first: &Path, second: &Path) -> Result<()
     for vf in &vfs {
         vf.function().disable_msix(&mut qtest)?;
     }
+    Ok(())
+}
+
+fn dma_fault_of_one_vf(
+    qemu: &Qemu,
+    stack: &Stack,
+    one: &AttachedVf,
+    two: &AttachedVf,
+) -> Result<()> {
+    let before = (stack.frames(one)?, stack.frames(two)?);
+    let mut qtest = Qtest::start(qemu, &[&one.socket, &two.socket])?;
+    let mut vfs = [Vf::new(&mut qtest, 0, 0x10_0000)?, Vf::new(&mut qtest, 1, 0x10_0000 + SHARE)?];
+    for vf in &mut vfs {
+        vf.open_mailbox(&mut qtest)?;
+        vf.negotiate(&mut qtest)?;
+        vf.start_queues(&mut qtest)?;
+    }
+    let [first, second] = &mut vfs;
+    // Beyond the machine's 64 MiB: no memory was announced there.
+    first.post(&mut qtest, 0x4000_0000, 64)?;
+    qtest.until("the fault to be counted", |_| {
+        Ok((stack.frames(one)?.dma_faults > before.0.dma_faults).then_some(()))
+    })?;
+    // The other VF does not notice, and the one itself is as new after a reset.
+    let mac = (first.mac()?, second.mac()?);
+    first.reset(&mut qtest)?;
+    first.open_mailbox(&mut qtest)?;
+    first.negotiate(&mut qtest)?;
+    first.start_queues(&mut qtest)?;
+    let there = frame(&mac.0.0, &mac.1.0, b"to the one that had a fault");
+    second.send(&mut qtest, &there)?;
+    ensure!(first.receive_frame(&mut qtest)? == there);
+    let after = (stack.frames(one)?, stack.frames(two)?);
+    ensure!(
+        after.0.received == before.0.received + 1 && after.0.sent == before.0.sent,
+        "{after:?}"
+    );
+    ensure!(after.1 == Frames { sent: before.1.sent + 1, ..before.1 }, "{after:?}");
+    Ok(())
+}
+
+fn adapter_dies(qemu: &Qemu, stack: &mut Stack, vf: &AttachedVf) -> Result<()> {
+    let mut qtest = Qtest::start(qemu, &[&vf.socket])?;
+    let mut driver = Vf::new(&mut qtest, 0, 0x10_0000)?;
+    driver.open_mailbox(&mut qtest)?;
+    driver.negotiate(&mut qtest)?;
+    stack.kill()?;
+    ensure!(vf.socket.exists(), "kill -9 leaves the socket behind");
+    qtest.until("the device to read as all ones", |qtest| {
+        Ok((driver.status(qtest)? == u32::MAX).then_some(()))
+    })?;
+    stack.start_again()?;
+    let again = stack.attach("one", "02:c1:ea:00:01:01", 1)?;
+    ensure!(again.socket == vf.socket, "the same VF is on the same socket");
+    let mut qtest = Qtest::start(qemu, &[&again.socket])?;
+    let mut driver = Vf::new(&mut qtest, 0, 0x10_0000)?;
+    driver.open_mailbox(&mut qtest)?;
+    driver.negotiate(&mut qtest)?;
     Ok(())
 }

@@ -1,0 +1,165 @@
+//! A `clearway adapter` with VFs, as a person would start it.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A running adapter, whose uplink records what leaves; ended when this drops.
+pub(crate) struct Stack {
+    clearway: PathBuf,
+    adapter: Child,
+    folder: TempDir,
+    vfs: u16,
+}
+
+/// A VF that was attached by the published sequence.
+#[derive(Clone, Debug)]
+pub(crate) struct AttachedVf {
+    /// Its vfio-user socket.
+    pub(crate) socket: PathBuf,
+    /// Its id.
+    pub(crate) vf: u64,
+}
+
+impl Stack {
+    /// Starts an adapter with `vfs` VFs.
+    pub(crate) fn start(vfs: u16) -> Result<Self> {
+        let clearway = program()?;
+        let folder = tempfile::tempdir()?;
+        let adapter = adapter(&clearway, folder.path(), vfs)?;
+        let stack = Self { clearway, adapter, folder, vfs };
+        stack.show()?;
+        Ok(stack)
+    }
+
+    /// Kills the adapter as `kill -9` does; its sockets stay behind.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.adapter.kill()?;
+        self.adapter.wait()?;
+        Ok(())
+    }
+
+    /// Starts an adapter anew in the same folder.
+    pub(crate) fn start_again(&mut self) -> Result<()> {
+        self.adapter = adapter(&self.clearway, self.folder.path(), self.vfs)?;
+        self.show()?;
+        Ok(())
+    }
+
+    fn nic(&self, arguments: &[&str]) -> Result<Value> {
+        let output = Command::new(&self.clearway)
+            .args(["nic", "--json", "--directory"])
+            .arg(self.folder.path().join("nic"))
+            .args(arguments)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "clearway nic {} failed: {}\nthe adapter's log:\n{}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim(),
+            self.log()
+        );
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// The adapter's state and counters.
+    pub(crate) fn show(&self) -> Result<Value> {
+        self.nic(&["show"])
+    }
+
+    /// Allocates a VF for a VM and attaches it to a VPort.
+    pub(crate) fn attach(&self, vm: &str, mac: &str, queue_pairs: u16) -> Result<AttachedVf> {
+        let queue_pairs = queue_pairs.to_string();
+        let attach = ["attach-vf", "--vm", vm, "--mac", mac, "--queue-pairs", queue_pairs.as_str()];
+        let attached = self.nic(&attach)?;
+        let socket =
+            attached.get("socket").and_then(Value::as_str).context("no socket was told")?;
+        let vf = attached.get("vf").and_then(Value::as_u64).context("no VF was told")?;
+        Ok(AttachedVf { socket: PathBuf::from(socket), vf })
+    }
+
+    /// Frames that a VF's guest has received and sent, and those dropped on the way.
+    pub(crate) fn frames(&self, vf: &AttachedVf) -> Result<Frames> {
+        let status = self.show()?;
+        let entry = status
+            .get("vfs")
+            .and_then(Value::as_array)
+            .and_then(|vfs| {
+                vfs.iter().find(|entry| entry.get("vf").and_then(Value::as_u64) == Some(vf.vf))
+            })
+            .with_context(|| format!("the adapter does not show VF {}", vf.vf))?;
+        let stats = entry.get("stats").context("no counters are shown")?;
+        let sum = |side: &str, names: &[&str]| -> u64 {
+            names.iter().filter_map(|name| stats.get(side)?.get(*name)?.as_u64()).sum()
+        };
+        let casts = ["unicast", "multicast", "broadcast"];
+        Ok(Frames {
+            received: sum("receive", &casts),
+            sent: sum("transmit", &casts),
+            dma_faults: sum("receive", &["dma_faults"]) + sum("transmit", &["dma_faults"]),
+        })
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("adapter.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let _ = self.adapter.kill();
+        let _ = self.adapter.wait();
+    }
+}
+
+fn adapter(clearway: &Path, folder: &Path, vfs: u16) -> Result<Child> {
+    let log = File::create(folder.join("adapter.log"))?;
+    Command::new(clearway)
+        .arg("adapter")
+        .arg("--directory")
+        .arg(folder.join("nic"))
+        .args(["--vfs", &vfs.to_string()])
+        // A link that is up, with nobody at its other end.
+        .arg("--uplink")
+        .arg(format!("pcap:,{}", folder.join("uplink.pcap").display()))
+        .env("CLEARWAY_LOG", "info")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("starting {}", clearway.display()))
+}
+
+/// Counters of a VF.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) struct Frames {
+    /// Frames its guest has received.
+    pub(crate) received: u64,
+    /// Frames its guest has sent.
+    pub(crate) sent: u64,
+    /// Accesses outside of its DMA map.
+    pub(crate) dma_faults: u64,
+}
+
+/// The `clearway` program: what `CLEARWAY` says, or built now, beside this one.
+fn program() -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os("CLEARWAY") {
+        return Ok(program.into());
+    }
+    let own = std::env::current_exe()?;
+    let folder = own.parent().context("this program lies in no folder")?;
+    let release = folder.file_name().is_some_and(|name| name == "release");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", "clearway"]).current_dir(super::repository());
+    if release {
+        build.arg("--release");
+    }
+    ensure!(build.status()?.success(), "clearway cannot be built");
+    Ok(folder.join("clearway"))
+}
