@@ -44,6 +44,10 @@ pub(crate) struct Packet<'m> {
 }
 
 /// What the head of a ring holds.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, on the stack; a box would allocate per packet"
+)]
 pub(crate) enum Next<'m> {
     /// Nothing, or a packet whose end is not there yet.
     Nothing,
@@ -116,14 +120,14 @@ impl TxQueue {
     }
 
     /// Takes plain packets from the head, at most `limit` and as many as `frames` holds; returns how many
-    /// descriptors. One whose buffer cannot be reached is consumed and counted.
+    /// descriptors. One whose buffer is not all in one region of the DMA map is left to
+    /// [`next_packet`](Self::next_packet).
     #[inline]
     pub(crate) fn take_plain<'m, const N: usize>(
         &mut self,
         dma: &'m DmaMap,
         limit: u16,
         frames: &mut ArrayVec<SharedSlice<'m>, N>,
-        faults: &mut u64,
     ) -> u16 {
         // Four descriptors to a cache line.
         (0..limit.min(32)).step_by(4).for_each(|ahead| self.prefetch(ahead));
@@ -137,27 +141,23 @@ impl TxQueue {
             if !data.is_plain() || length == 0 {
                 break;
             }
+            let address = DmaAddress(data.address());
+            let slice = match window.read_slice(address, length) {
+                Some(slice) => slice,
+                None => {
+                    let found = dma.read_slice(&mut self.cache, address, length);
+                    let Ok(slice) = found else { break };
+                    window = dma.window(self.cache);
+                    slice
+                }
+            };
+            slice.prefetch_read();
+            frames.push(slice);
             if data.report_status() {
                 self.done.push((index, descriptor.0[1]));
             }
             taken += 1;
             index = if index + 1 == self.ring.len() { 0 } else { index + 1 };
-            let address = DmaAddress(data.address());
-            let slice = match window.read_slice(address, length) {
-                Some(slice) => Some(slice),
-                None => {
-                    let found = dma.read_slice(&mut self.cache, address, length).ok();
-                    window = dma.window(self.cache);
-                    found
-                }
-            };
-            match slice {
-                Some(slice) => {
-                    slice.prefetch_read();
-                    frames.push(slice);
-                }
-                None => *faults += 1,
-            }
         }
         self.head = index;
         taken
@@ -210,11 +210,9 @@ impl TxQueue {
                     let length = usize::from(data.length());
                     malformed |= length == 0;
                     if !malformed && !fault {
-                        match dma.read_slice(&mut self.cache, DmaAddress(data.address()), length) {
-                            Ok(piece) => {
-                                packet.length += length;
-                                malformed |= packet.pieces.try_push(piece).is_err();
-                            }
+                        packet.length += length;
+                        match self.pieces(dma, DmaAddress(data.address()), length, &mut packet) {
+                            Ok(fits) => malformed |= !fits,
                             Err(_) => fault = true,
                         }
                     }
@@ -247,6 +245,22 @@ impl TxQueue {
         (Next::Nothing, 0)
     }
 
+    /// Adds a buffer to a packet, a piece for each region of the DMA map that it lies in. False if the packet
+    /// has too many pieces.
+    #[inline]
+    fn pieces<'m>(
+        &mut self,
+        dma: &'m DmaMap,
+        address: DmaAddress,
+        length: usize,
+        packet: &mut Packet<'m>,
+    ) -> Result<bool, DmaFault> {
+        match dma.read_slice(&mut self.cache, address, length) {
+            Ok(piece) => Ok(packet.pieces.try_push(piece).is_ok()),
+            Err(fault) => split_at_regions(dma, fault, &mut packet.pieces),
+        }
+    }
+
     /// Gives back what the burst finished, and raises the vector if there was anything. Returns when (ns) a
     /// message that its interval holds back is due.
     #[inline]
@@ -259,6 +273,36 @@ impl TxQueue {
         }
         interrupts.raise(self.config.vector?, self.config.itr, now_ns)
     }
+}
+
+/// The pieces of a buffer that is not all in one region; `fault` is what asking for it as a whole gave, and is
+/// returned if the regions leave a hole in it. False if there are too many pieces.
+#[cold]
+fn split_at_regions<'m>(
+    dma: &'m DmaMap,
+    fault: DmaFault,
+    pieces: &mut ArrayVec<SharedSlice<'m>, MAX_PIECES>,
+) -> Result<bool, DmaFault> {
+    let DmaFault { address: DmaAddress(mut at), length: mut left, .. } = fault;
+    let regions = dma.regions();
+    let first = regions.partition_point(|region| region.iova.0 <= at).saturating_sub(1);
+    for region in regions.iter().skip(first) {
+        let offset = at.checked_sub(region.iova.0).and_then(|offset| usize::try_from(offset).ok());
+        let (_, rest) = region.mapping.as_slice().split(offset.ok_or(fault)?);
+        let (piece, _) = rest.split(left);
+        if piece.is_empty() {
+            return Err(fault);
+        }
+        if pieces.try_push(piece).is_err() {
+            return Ok(false);
+        }
+        at += piece.len() as u64;
+        left -= piece.len();
+        if left == 0 {
+            return Ok(true);
+        }
+    }
+    Err(fault)
 }
 
 /// The transmit side of one function.
