@@ -47,22 +47,25 @@ pub(crate) fn poll_queue<'m>(
     let mut progress = false;
     while budget > 0 && waiting > 0 {
         let plain = stage(queue, dma, waiting.min(budget), fabric, &mut source);
-        let taken = if plain > 0 {
-            plain
+        let (taken, cost) = if plain > 0 {
+            (plain, plain)
         } else {
             // One packet by the general path; it may be longer than what is left of the budget.
             let (next, taken) = queue.next_packet(dma, waiting);
+            let mut frames = 1;
             match next {
                 Next::Nothing => break,
-                Next::Packet(packet) => source.general(&packet, fabric),
+                Next::Packet(packet) => frames = source.general(&packet, fabric),
                 Next::Malformed => source.stats.malformed += 1,
                 Next::Fault => source.stats.dma_faults += 1,
             }
-            taken
+            (taken, taken.max(frames))
         };
         progress = true;
         waiting -= taken;
-        budget = budget.saturating_sub(taken);
+        // So the frames of a burst are bounded, too: what they leave to write back does not fill a queue's
+        // list while frames of a stage still wait to be copied.
+        budget = budget.saturating_sub(cost);
     }
     fabric.finish();
     fabric.due.note(slot, queue.flush(interrupts, fabric.now_ns));
@@ -85,14 +88,17 @@ fn stage<'m>(
     source: &mut Source<'_>,
 ) -> u16 {
     let mut frames = ArrayVec::<SharedSlice<'m>, STAGE>::new();
-    let taken = queue.take_plain(dma, limit, &mut frames, &mut source.stats.dma_faults);
+    let taken = queue.take_plain(dma, limit, &mut frames);
     let mut copies = ArrayVec::<FrameCopy<'m>, STAGE>::new();
     let mut rest = frames.as_slice();
     while let Some((first, others)) = rest.split_first() {
         rest = match decide(*first, fabric, source) {
             Some(target) => run(target, rest, &mut copies, fabric, source),
             None => {
-                // What goes elsewhere is delivered at once; what came before it must not be overtaken.
+                // What goes elsewhere is delivered at once, and that may publish descriptors: the bytes of
+                // those that were taken before must be in place.
+                copy_frames(&copies);
+                copies.clear();
                 send_alone(*first, fabric, source);
                 others
             }
@@ -276,18 +282,18 @@ impl Source<'_> {
         }
     }
 
-    /// Handles a packet that is not plain.
-    fn general(&mut self, packet: &Packet<'_>, fabric: &mut Fabric<'_>) {
+    /// Handles a packet that is not plain; returns how many frames it became.
+    fn general(&mut self, packet: &Packet<'_>, fabric: &mut Fabric<'_>) -> u16 {
         let Some(vport) = self.vport else {
             self.stats.no_receiver += 1;
-            return;
+            return 0;
         };
         let mut head = [0u8; HEAD_BYTES];
         let length = gather(&packet.pieces, &mut head);
-        let Some(head) = head.get_mut(..length) else { return };
+        let Some(head) = head.get_mut(..length) else { return 0 };
         let Some((key, tag_in_head)) = frame_key(head, packet.tci) else {
             self.stats.malformed += 1;
-            return;
+            return 0;
         };
         let body =
             Body::Guest { pieces: &packet.pieces, offset: length, length: packet.length - length };
@@ -300,18 +306,19 @@ impl Source<'_> {
                 let frame = Frame { head, body, key, tag_in_head, inspection };
                 self.send(vport, &frame, fabric);
             });
-            if segmented.is_err() {
+            if segmented.is_none() {
                 self.stats.malformed += 1;
             }
-            return;
+            return segmented.unwrap_or(0);
         }
         let finished = segment::finish_checksums(packet, head, body);
         let (Ok(inspection), true) = (finished, packet.length <= self.max_frame) else {
             self.stats.malformed += 1;
-            return;
+            return 0;
         };
         let frame = Frame { head, body, key, tag_in_head, inspection };
         self.send(vport, &frame, fabric);
+        1
     }
 }
 
@@ -325,7 +332,7 @@ fn gather(pieces: &[SharedSlice<'_>], head: &mut [u8]) -> usize {
     length
 }
 
-/// Addresses and tag of a frame; `None` if it is shorter than an Ethernet header. The tag to insert, if
+/// Addresses and tag of a frame; `None` if it is shorter than its Ethernet header. The tag to insert, if
 /// there is one, counts; else the 802.1Q tag in the frame, and the second result is then true.
 #[inline(always)]
 pub(crate) fn frame_key(head: &[u8], insert: Option<u16>) -> Option<(FrameKey, bool)> {
@@ -334,7 +341,7 @@ pub(crate) fn frame_key(head: &[u8], insert: Option<u16>) -> Option<(FrameKey, b
     let source = MacKey::from_octets([s0, s1, s2, s3, s4, s5]);
     let in_head = match (insert, u16::from_be_bytes([t0, t1])) {
         (None, offload::TPID_8021Q) => {
-            let &[_, _, c0, c1] = head.get(12..)?.first_chunk::<4>()?;
+            let &[_, _, c0, c1, _, _] = head.get(12..)?.first_chunk::<6>()?;
             Some(u16::from_be_bytes([c0, c1]))
         }
         _ => None,

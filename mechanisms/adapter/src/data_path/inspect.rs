@@ -1,8 +1,7 @@
 //! What the receive descriptor says about a frame: packet type and checksum verdict.
 
 use avf_protocol::{packet_type::PacketType, receive::legacy};
-use offload::{ChecksumVerdict, L4Verifier, PacketInfo, classify, verify_ipv4_header};
-
+use offload::{ChecksumVerdict, L4Protocol, L4Verifier, PacketInfo, classify, verify_ipv4_header};
 use shared_memory::SharedSlice;
 
 use super::deliver::Body;
@@ -53,6 +52,7 @@ pub(crate) fn inspect_common(head: [u64; 2], frame: SharedSlice<'_>) -> Option<(
         && (b >> 8) & 0xFF == UDP
         && datagram + 14 <= frame.len()
         && payload + 20 == datagram
+        && payload >= 8
         && udp >> 48 == 0;
     if !common {
         return None;
@@ -71,11 +71,22 @@ fn big_endian(word: u64) -> usize {
     usize::from(u16::from_be_bytes([high, low]))
 }
 
-/// Classifies a frame whose transport checksum this NIC has just computed.
-pub(crate) fn inspect_filled(head: &[u8], length: usize) -> Inspection {
+/// Classifies a frame for which this NIC has just computed the checksum of an `l4` packet from `l4_start` to its
+/// end. If that is not what the frame is, it is checked like any other.
+pub(crate) fn inspect_filled(
+    head: &[u8],
+    body: Body<'_>,
+    length: usize,
+    l4: L4Protocol,
+    l4_start: usize,
+) -> Inspection {
     let info = classify(head, length);
-    let l4 = if info.l4.is_some() { ChecksumVerdict::Good } else { ChecksumVerdict::NotChecked };
-    Inspection::new(head, info, l4)
+    let ends_with_datagram = info.datagram_end.is_some_and(|end| end as usize == length);
+    if info.l4 == Some(l4) && info.l4_offset() == l4_start && ends_with_datagram {
+        Inspection::new(head, info, ChecksumVerdict::Good)
+    } else {
+        inspect(head, body, length)
+    }
 }
 
 impl Inspection {
