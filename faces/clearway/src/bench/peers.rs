@@ -18,6 +18,9 @@ use super::{
     sample::{Rate, RoundTrip},
 };
 
+/// Beyond the measurement itself, for starting and ending.
+const PATIENCE_SECONDS: f64 = 60.0;
+
 /// What is measured in every round.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -100,7 +103,11 @@ fn run_script<T: DeserializeOwned>(
     seconds: f64,
     cores: Cores,
 ) -> anyhow::Result<T> {
-    let output = Command::new(path)
+    // A peer that hangs is ended with all it started: `timeout` makes it a process group of its own.
+    let limit = seconds + PATIENCE_SECONDS;
+    let output = Command::new("timeout")
+        .args(["--kill-after=20", &limit.to_string()])
+        .arg(path)
         .args([what, &size.to_string(), &seconds.to_string()])
         .env("FORWARDER_CPU", cores.forwarder.to_string())
         .env("CLIENT_CPU", cores.client.to_string())
