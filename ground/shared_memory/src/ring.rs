@@ -105,6 +105,29 @@ impl<const QWORDS: usize> DescriptorRing<QWORDS> {
         DescriptorSlot(unsafe { self.base.add(usize::from(index) * QWORDS).cast().as_ref() })
     }
 
+    /// `count` descriptors from `first` on, without going round the end: for loops over a burst, whose indexes
+    /// are checked once here.
+    #[inline(always)]
+    pub fn run(
+        &self,
+        first: u16,
+        count: u16,
+    ) -> impl ExactSizeIterator<Item = DescriptorSlot<'_, QWORDS>> {
+        assert!(
+            u32::from(first) + u32::from(count) <= u32::from(self.length),
+            "descriptors out of the ring"
+        );
+        // SAFETY: first..first+count is inside the ring, which is mapped for as long as `self` is borrowed and
+        // 8-byte aligned; atomics may be shared with anyone.
+        let slots = unsafe {
+            std::slice::from_raw_parts(
+                self.base.add(usize::from(first) * QWORDS).cast::<[AtomicU64; QWORDS]>().as_ptr(),
+                usize::from(count),
+            )
+        };
+        slots.iter().map(DescriptorSlot)
+    }
+
     /// Reads a whole descriptor, once.
     #[inline(always)]
     pub fn read(&self, index: u16) -> [u64; QWORDS] {
@@ -156,6 +179,10 @@ mod tests {
         assert_eq!((ring.slot(3).load(0, Ordering::Relaxed), ring.read(3)[1]), (7, 11));
         ring.slot(3).store(1, 9, Ordering::Release);
         assert_eq!(mapping.as_slice().read_object::<u64>(64 + 3 * 16 + 8), Some(9));
+        let run: Vec<u64> = ring.run(2, 3).map(|slot| slot.load(1, Ordering::Relaxed)).collect();
+        assert_eq!(run, [0, 9, 0]);
+        assert_eq!((ring.run(32, 0).len(), ring.run(0, 32).len()), (0, 32));
+        assert!(std::panic::catch_unwind(|| ring.run(31, 2).len()).is_err());
     }
 
     #[test]
