@@ -47,13 +47,13 @@ enum Which {
     },
     /// Boots a stock Debian kernel whose own iavf drives a VF and pings a user-mode VM.
     Qemu {
-        /// A vfio-user socket that serves an AVF function.
+        /// A vfio-user socket that serves an AVF function, instead of one of an adapter started here.
         #[arg(long)]
-        socket: PathBuf,
-        /// The guest's own address.
+        socket: Option<PathBuf>,
+        /// With --socket: the guest's own address.
         #[arg(long, default_value = "10.77.0.9")]
         address: Ipv4Addr,
-        /// The address to ping; without it the guest only brings the interface up.
+        /// With --socket: the address to ping; without it the guest only brings the interface up.
         #[arg(long)]
         ping: Option<Ipv4Addr>,
     },
@@ -76,7 +76,10 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
         Which::Qemu { socket, address, ping } => {
             let cache = Cache::open()?;
             let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache)?);
-            linux_tests::run(&qemu, &kernel, socket, *address, *ping)
+            match socket {
+                Some(socket) => linux_tests::run_on(&qemu, &kernel, socket, *address, *ping),
+                None => linux_tests::run(&qemu, &kernel),
+            }
         }
     }
 }
