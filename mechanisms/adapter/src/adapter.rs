@@ -5,7 +5,9 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    io::ErrorKind,
+    os::unix::{fs::FileTypeExt, net::UnixStream},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
@@ -160,6 +162,8 @@ impl Adapter {
         let queue_pairs = avf::virtual_function(config.default_vport_queue_pairs + 1)
             .map_err(AdapterError::Pci)?;
         let pf = serve("pf", PF_VSI, queue_pairs, host, &config)?;
+        // With the PF's socket the folder is this adapter's: one that lives would have kept it.
+        remove_stale_sockets(&config.directory);
         let state = Arc::<Mutex<State>>::default();
         let link_thread = std::thread::Builder::new()
             .name("link".into())
@@ -550,6 +554,26 @@ fn least_interval_ns(moderation: InterruptModeration) -> u64 {
         InterruptModeration::Low => 20_000,
         InterruptModeration::Medium => 80_000,
         InterruptModeration::High => 250_000,
+    }
+}
+
+/// Removes the VF sockets of an adapter that was killed, so that nobody finds VFs that are not there. Sockets that
+/// are served, and files that are no sockets, stay.
+fn remove_stale_sockets(directory: &Path) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix("vf").and_then(|name| name.strip_suffix(".sock"));
+        let is_stale = || {
+            std::fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket())
+                && UnixStream::connect(&path)
+                    .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        if number.is_some_and(|number| number.parse::<u16>().is_ok()) && is_stale() {
+            tracing::info!(socket = %path.display(), "removing the socket of an adapter that is gone");
+            // One that cannot be removed is replaced when its VF is allocated.
+            let _ = std::fs::remove_file(&path);
+        }
     }
 }
 
