@@ -42,8 +42,11 @@ fn configure(arguments: &AdapterArguments) -> Result<(AdapterConfig, AdapterConf
     if let Some(path) = &arguments.config {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("the configuration file {}", path.display()))?;
-        let table = DeTable::parse(&text)
-            .map_err(|error| anyhow::anyhow!("{}: {}", path.display(), error.message()))?;
+        let table = DeTable::parse(&text).map_err(|error| {
+            let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            anyhow::anyhow!("{}: line {line}: {}", path.display(), error.message())
+        })?;
         for (key, value) in table.get_ref() {
             let name = key.get_ref().as_ref();
             let DeValue::Table(inner) = value.get_ref() else {
@@ -56,6 +59,9 @@ fn configure(arguments: &AdapterArguments) -> Result<(AdapterConfig, AdapterConf
                 "keywords" => {
                     keywords = Keywords::from_table(&text, inner)
                         .with_context(|| path.display().to_string())?;
+                    // An adapter of VFs is what this program is for: off only when the file says so.
+                    keywords.sriov_preferred |=
+                        !inner.iter().any(|(key, _)| key.get_ref() == "*SriovPreferred");
                 }
                 "adapter" => hardware(&mut config, inner)
                     .with_context(|| format!("{}: table [adapter]", path.display()))?,
