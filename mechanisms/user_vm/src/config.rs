@@ -25,12 +25,14 @@ pub struct UserVmConfig {
     pub addresses: Vec<InterfaceAddress>,
     /// Default gateway, reached through `eth0`.
     pub gateway: Option<IpAddr>,
-    /// Program and arguments; without any the VM runs until it is shut down.
+    /// Program and arguments that [`run`](crate::run) runs; without any the VM runs until it is shut down.
     pub command: Vec<OsString>,
     /// Bytes of the memory file that holds rings and packet buffers.
     pub memory: u64,
     /// Queue pairs to ask the PF for; it may grant fewer.
     pub queue_pairs: u16,
+    /// MTU of `eth0`, bytes; 1500 if `None`. No more than the VF's longest frame allows.
+    pub mtu: Option<u32>,
     /// What kind of interface `eth0` is.
     pub interface: GuestInterfaceKind,
     /// What to do when the VF is gone.
@@ -52,6 +54,7 @@ impl UserVmConfig {
             command: Vec::new(),
             memory: DEFAULT_MEMORY,
             queue_pairs: 1,
+            mtu: None,
             interface: GuestInterfaceKind::Auto,
             on_vf_loss: OnVfLoss::Exit,
             start_timeout: Duration::from_secs(10),

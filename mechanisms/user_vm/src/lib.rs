@@ -13,11 +13,22 @@
 //!
 //! Layer: mechanisms (ARCHITECTURE.md). Used by `clearway vm` and `clearway demo`.
 
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
+
+mod channel;
 mod config;
+mod error;
+mod guest;
+mod host;
 mod statistics;
+mod sys;
+mod vm;
 
 pub use config::{
     AddressError, DEFAULT_MEMORY, GuestInterfaceKind, InterfaceAddress, OnVfLoss, UnknownValue,
     UserVmConfig,
 };
+pub use error::{ProgramExit, StartFailure, StartFailureKind, UserVmError};
+pub use host::{Program, ProgramOutput, RunningProgram, UserVm, VmClient, run};
 pub use statistics::{CarrierDirection, Drops, InterfaceCounters, VfState, VmStatistics};
+pub use vm::enter_if_requested;

@@ -1,0 +1,352 @@
+//! The VF as the carrier uses it: packets in and out through the AVF driver.
+
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrayvec::ArrayVec;
+use avf_driver::{
+    AvfControl, AvfDriver, DriverConfig, DriverError, DriverMemory, MemorySource, QueuePair,
+    RxQueue, RxSegment, TxSegment,
+};
+use offload::{L3Protocol, L4Protocol};
+use shared_memory::{DmaAddress, PAGE_SIZE, PageSize, SharedMapping, SharedSlice};
+
+use super::{
+    frames::{BURST, Frames},
+    translate::{self, WirePacket},
+};
+use crate::{Drops, VfState};
+
+/// Descriptors of each ring: room for thirty of the largest TCP packets.
+const RING: u16 = 1024;
+/// Segments handed to the driver at a time; more than the largest TCP packet has.
+const SEGMENTS: usize = 128;
+/// Device address of the first byte of the VM's memory.
+const MEMORY_BASE: DmaAddress = DmaAddress(0x4000_0000);
+/// How long to wait before a VF that could not be opened is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Which VF, and with what.
+#[derive(Debug)]
+pub(crate) struct VfConfig {
+    socket: PathBuf,
+    queue_pairs: u16,
+    memory: SharedMapping,
+    file: OwnedFd,
+}
+
+impl VfConfig {
+    /// Creates the VM's memory, `bytes` long, and names the VF that will reach it.
+    pub(crate) fn new(
+        name: &str,
+        socket: &Path,
+        queue_pairs: u16,
+        bytes: u64,
+    ) -> Result<Self, DriverError> {
+        let length = usize::try_from(bytes)
+            .ok()
+            .and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE))
+            .ok_or_else(|| DriverError::Configuration(format!("{bytes} bytes of memory")))?;
+        let (memory, file) = SharedMapping::create(name, length, PageSize::Base)?;
+        Ok(Self { socket: socket.to_owned(), queue_pairs, memory, file })
+    }
+
+    fn driver(&self) -> Result<DriverConfig, DriverError> {
+        let file = self.file.try_clone().map_err(|source| DriverError::Io {
+            operation: "duplicating the descriptor of the VM's memory",
+            source,
+        })?;
+        let mut config = DriverConfig::new(&self.socket);
+        config.queue_pairs = self.queue_pairs;
+        config.tx_ring = RING;
+        config.rx_ring = RING;
+        config.interrupts = true;
+        config.memory = MemorySource::Given {
+            mapping: self.memory.clone(),
+            fd: file,
+            file_offset: 0,
+            iova: MEMORY_BASE,
+            offset: 0,
+            length: self.memory.len(),
+        };
+        Ok(config)
+    }
+}
+
+/// What the driver counts. Counts go on over resets, and start anew with another VF.
+#[derive(Copy, Clone, Eq, PartialEq, Default, Debug)]
+pub(super) struct Totals {
+    pub(super) received_frames: u64,
+    pub(super) received_bytes: u64,
+    pub(super) receive_errors: u64,
+    pub(super) transmitted_packets: u64,
+    pub(super) transmitted_bytes: u64,
+}
+
+/// An open VF.
+#[derive(Debug)]
+pub(crate) struct VfPath {
+    control: AvfControl,
+    /// Empty only while the pairs are being rebuilt, or could not be.
+    pairs: Vec<QueuePair>,
+    memory: Arc<DriverMemory>,
+    /// By queue pair: what the ring had no room for yet.
+    waiting: Vec<ArrayVec<TxSegment, SEGMENTS>>,
+    received: ArrayVec<RxSegment, BURST>,
+    /// The queue pair that was received from last.
+    turn: usize,
+}
+
+impl VfPath {
+    /// Opens the VF.
+    pub(crate) fn open(config: &VfConfig) -> Result<Self, DriverError> {
+        let (control, pairs) = AvfDriver::open(config.driver()?)?;
+        let waiting = pairs.iter().map(|_| ArrayVec::new()).collect();
+        let memory = Arc::clone(control.memory());
+        Ok(Self { control, pairs, memory, waiting, received: ArrayVec::new(), turn: 0 })
+    }
+
+    /// Opens the VF, which may take until `limit` to appear on its socket.
+    pub(crate) fn open_within(config: &VfConfig, limit: Duration) -> Result<Self, DriverError> {
+        let start = Instant::now();
+        loop {
+            match Self::open(config) {
+                Err(DriverError::Connect { .. } | DriverError::DeviceGone)
+                    if start.elapsed() < limit =>
+                {
+                    std::thread::sleep(RETRY);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The driver's control part.
+    pub(super) fn control(&mut self) -> &mut AvfControl {
+        &mut self.control
+    }
+
+    /// The VF's MAC address.
+    pub(crate) fn mac(&self) -> [u8; 6] {
+        self.control.mac().0
+    }
+
+    /// Bytes of the longest frame that the VF sends and receives.
+    pub(crate) fn max_frame(&self) -> usize {
+        self.control.capabilities().max_frame.into()
+    }
+
+    /// Whether the VF's link is up.
+    pub(super) fn link_up(&self) -> bool {
+        self.control.link().up
+    }
+
+    /// Writes down where the VF stands.
+    pub(super) fn describe(&self, state: &mut VfState) {
+        let link = self.control.link();
+        state.present = true;
+        state.link_up = link.up;
+        state.link_speed_mbps = link.mbps;
+        state.mac = self.mac();
+        state.queue_pairs = u16::try_from(self.pairs.len()).unwrap_or(u16::MAX);
+    }
+
+    /// What the driver counted, over all queue pairs.
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for pair in &self.pairs {
+            let (rx, tx) = (pair.rx.counters(), pair.tx.counters());
+            totals.received_frames += rx.frames;
+            totals.received_bytes += rx.bytes;
+            totals.receive_errors += rx.damaged + rx.malformed;
+            totals.transmitted_packets += tx.frames;
+            totals.transmitted_bytes += tx.bytes;
+        }
+        totals
+    }
+
+    /// Whether the queues stand still: the VF was reset, or is gone.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.pairs.iter().any(|pair| pair.rx.is_stopped()) || self.pairs.is_empty()
+    }
+
+    /// Receives the next burst from one of the queue pairs, each in its turn.
+    pub(super) fn receive(&mut self, frames: &mut Frames, drops: &mut Drops) {
+        frames.clear();
+        for _ in 0..self.pairs.len() {
+            self.turn = (self.turn + 1) % self.pairs.len();
+            if let Some(pair) = self.pairs.get_mut(self.turn)
+                && pair.rx.receive(&mut self.received) > 0
+            {
+                take_frames(&self.memory, &mut pair.rx, &mut self.received, frames, drops);
+                return;
+            }
+        }
+    }
+
+    /// Hands a packet to the driver; false if there is no room for it now.
+    pub(super) fn send(&mut self, packet: &WirePacket<'_>) -> bool {
+        let index = queue_of(packet, self.pairs.len());
+        let (Some(pair), Some(waiting)) = (self.pairs.get_mut(index), self.waiting.get_mut(index))
+        else {
+            return false;
+        };
+        let parts = packet.len().div_ceil(self.memory.buffer_size());
+        if waiting.remaining_capacity() < parts {
+            pair.tx.transmit(waiting);
+            if waiting.remaining_capacity() < parts {
+                return false;
+            }
+        }
+        let first = waiting.len();
+        let mut bytes = Bytes { head: &packet.head, body: &packet.body };
+        for _ in 0..parts {
+            let Some(buffer) = pair.tx.reserve() else {
+                for segment in waiting.drain(first..) {
+                    pair.tx.free(segment.buffer);
+                }
+                return false;
+            };
+            let length = self.memory.bytes(&buffer).map_or(0, |slice| bytes.write_to(slice));
+            let mut segment = TxSegment::frame(buffer, length);
+            segment.end = bytes.is_empty();
+            waiting.push(segment);
+        }
+        if let Some(segment) = waiting.get_mut(first) {
+            segment.offload = packet.offload;
+        }
+        true
+    }
+
+    /// Sends what was handed over; true if all of it could be.
+    pub(super) fn flush(&mut self) -> bool {
+        let mut all = true;
+        for (pair, waiting) in self.pairs.iter_mut().zip(&mut self.waiting) {
+            pair.tx.transmit(waiting);
+            all &= waiting.is_empty();
+        }
+        all
+    }
+
+    /// Arms the interrupts of all receive queues; true if there are frames already.
+    pub(super) fn arm(&mut self) -> Result<bool, DriverError> {
+        let mut ready = false;
+        for pair in &mut self.pairs {
+            ready |= pair.rx.arm()?;
+        }
+        Ok(ready)
+    }
+
+    /// What to sleep on: readable when frames, messages of the PF, or the server's end are there.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let queues = self.pairs.iter().filter_map(|pair| pair.rx.event_fd());
+        queues.chain(self.control.event_fd()).chain([self.control.server_fd()])
+    }
+
+    /// Makes the receive queues' descriptors unreadable again.
+    pub(super) fn acknowledge(&mut self) {
+        for pair in &mut self.pairs {
+            pair.rx.acknowledge();
+        }
+    }
+
+    /// Brings the VF up again after a reset. What waited to be sent still waits.
+    pub(super) fn rebuild(&mut self) -> Result<(), DriverError> {
+        let pairs = std::mem::take(&mut self.pairs);
+        match self.control.rebuild(pairs) {
+            Ok(pairs) => {
+                self.pairs = pairs;
+                Ok(())
+            }
+            Err(failure) => {
+                self.pairs = failure.pairs;
+                Err(failure.error)
+            }
+        }
+    }
+
+    /// Gives the VF back in good order.
+    pub(super) fn close(self) -> Result<(), DriverError> {
+        self.control.close(self.pairs)
+    }
+}
+
+/// Copies received frames out of the driver's buffers, each into one piece, and frees the buffers.
+fn take_frames(
+    memory: &DriverMemory,
+    queue: &mut RxQueue,
+    received: &mut ArrayVec<RxSegment, BURST>,
+    frames: &mut Frames,
+    drops: &mut Drops,
+) {
+    // Bytes of the frame so far; `None` once it is longer than any frame may be.
+    let mut length = Some(0);
+    for segment in received.drain(..) {
+        let part = usize::from(segment.length);
+        length = length.and_then(|start| {
+            let place = frames.next()?.get_mut(start..start + part)?;
+            memory.part(&segment.buffer, 0, part)?.read_into(place);
+            Some(start + part)
+        });
+        if segment.end() {
+            match length {
+                Some(length) => frames.commit(length, translate::from_vf(segment.checksum())),
+                None => drops.too_long += 1,
+            }
+            length = Some(0);
+        }
+        queue.free(segment.buffer);
+    }
+}
+
+/// The queue pair that a packet goes through: the same for all packets of one connection.
+fn queue_of(packet: &WirePacket<'_>, pairs: usize) -> usize {
+    if pairs < 2 {
+        return 0;
+    }
+    // Addresses and ports of IPv4 and IPv6, somewhere in these bytes; what differs between packets of a
+    // connection (lengths, sequence numbers, checksums) must not count.
+    let info = offload::classify(&packet.head, packet.len());
+    let addresses = match info.l3 {
+        Some(L3Protocol::Ipv4) => info.l3_offset() + 12..info.l3_offset() + 20,
+        Some(L3Protocol::Ipv6) => info.l3_offset() + 8..info.l3_offset() + 40,
+        None => 0..12,
+    };
+    let ports = match info.l4 {
+        Some(L4Protocol::Tcp | L4Protocol::Udp) => info.l4_offset()..info.l4_offset() + 4,
+        _ => 0..0,
+    };
+    let bytes = [addresses, ports].map(|range| packet.head.get(range).unwrap_or_default());
+    let hash = bytes.into_iter().flatten().fold(0u32, |hash, byte| {
+        // FNV-1a.
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    hash as usize % pairs
+}
+
+/// The bytes of a packet that are still to be copied.
+struct Bytes<'a> {
+    head: &'a [u8],
+    body: &'a [u8],
+}
+
+impl Bytes<'_> {
+    /// Copies as many as fit; returns how many.
+    fn write_to(&mut self, slice: SharedSlice<'_>) -> u16 {
+        let copied = slice.write_from(self.head);
+        self.head = self.head.get(copied..).unwrap_or_default();
+        let (_, rest) = slice.split(copied);
+        let more = rest.write_from(self.body);
+        self.body = self.body.get(more..).unwrap_or_default();
+        // A buffer has at most 16,256 bytes.
+        u16::try_from(copied + more).unwrap_or(u16::MAX)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.head.is_empty() && self.body.is_empty()
+    }
+}
