@@ -1,10 +1,20 @@
 //! The data path without threads: descriptors are written as a driver would, `poll` is called, memory is
 //! looked at. Tests that hold an item of SPEC-AVF §10 carry its number.
 
+mod accounting;
+mod concurrent;
+mod dma_regions;
+mod groups;
+mod hashing;
 mod hostile;
 mod offloads;
+mod packets;
 mod receive_rules;
+mod segmentation;
 mod transmit_rules;
+mod verdicts;
+mod vlans;
+mod wire;
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -133,6 +143,13 @@ impl Rig {
         }
     }
 
+    /// Connects the physical port to a wire whose other end is the result.
+    fn plug(&mut self) -> wire::Wire {
+        let wire = wire::Wire::new();
+        self.path.set_uplink(Box::new(wire.end()));
+        wire
+    }
+
     pub(super) fn stats(&self, number: u16) -> FunctionStats {
         self.path.stats(vf(number))
     }
@@ -201,8 +218,24 @@ impl Guest {
         self.rx_doorbells.store(0, tail.into());
     }
 
-    /// Places bytes in memory; returns their DMA address.
+    /// Posts the buffers of all frames that were received, as a driver does.
+    pub(super) fn repost(&mut self) {
+        let mut index = u16::try_from(self.rx_doorbells.load(0)).unwrap();
+        let tail = (self.rx_head + self.length - 1) % self.length;
+        while index != tail {
+            self.rx.store(index, 0, RX_BUFFERS + u64::from(index) * RX_STRIDE, Ordering::Relaxed);
+            index = (index + 1) % self.length;
+            // The one after those handed over, so that the driver never takes it for done.
+            self.rx.store(index, 1, 0, Ordering::Relaxed);
+        }
+        self.rx_doorbells.store(0, tail.into());
+    }
+
+    /// Places bytes in memory; returns their DMA address. Places are used again after a mebibyte.
     pub(super) fn place(&mut self, bytes: &[u8]) -> u64 {
+        if self.tx_bytes + bytes.len() as u64 > RX_BUFFERS {
+            self.tx_bytes = TX_BUFFERS;
+        }
         let at = self.tx_bytes;
         self.memory.slice(usize::try_from(at).unwrap(), bytes.len()).unwrap().write_from(bytes);
         self.tx_bytes += u64::try_from(bytes.len().next_multiple_of(64)).unwrap();

@@ -37,7 +37,7 @@ fn c46_nothing_but_the_buffer_address_of_a_posted_descriptor_is_read() {
     let mut rig = Rig::new(2);
     for index in 0..64 {
         for word in 1..4 {
-            let value = if word == 1 { u64::MAX & !1 } else { u64::MAX };
+            let value = if word == 1 { !1 } else { u64::MAX };
             rig.guests[1].rx.store(index, word, value, Ordering::Relaxed);
         }
     }
