@@ -9,8 +9,11 @@ use clap::Parser;
 
 mod adapter_command;
 mod bench;
+mod demo;
 mod nic;
 mod nic_command;
+mod traffic;
+mod vm_command;
 
 /// SR-IOV virtualization in software: a NIC with virtual functions, and virtual machines that use them.
 #[derive(Parser, Debug)]
@@ -24,17 +27,29 @@ struct Arguments {
 enum Command {
     Adapter(adapter_command::AdapterArguments),
     Nic(nic_command::NicArguments),
+    Vm(vm_command::VmArguments),
+    Demo(demo::DemoArguments),
     Bench(bench::BenchArgs),
+    /// What the demo runs inside its VMs.
+    #[command(subcommand, hide = true)]
+    Traffic(traffic::TrafficCommand),
 }
 
 fn main() -> ExitCode {
+    // A VM's processes are this program again; they must not get as far as a second thread.
+    if let Some(code) = user_vm::enter_if_requested() {
+        return code;
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("CLEARWAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let done: anyhow::Result<ExitCode> = match Arguments::parse().command {
         Command::Adapter(arguments) => adapter_command::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Nic(arguments) => nic_command::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Vm(arguments) => vm_command::run(arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Traffic(command) => traffic::run(&command).map(|()| ExitCode::SUCCESS),
     };
     match done {
         Ok(code) => code,

@@ -8,7 +8,7 @@ use std::{
 
 use adapter::control::{AdapterStatus, PrivateControl, STATUS_CAPACITY, SetVPortPolicy, VfNumber};
 use anyhow::{Context, Result, bail};
-use device_control::{DeviceControlClient, DriverName, OidRequestKind};
+use device_control::{ClientError, DeviceControlClient, DriverName, OidRequestKind};
 use ndis_protocol::{
     FilterId, FilterMatch, FunctionId, MacAddress, Name, NdisStatus, NdisStructure,
     NicSwitchDeleteVPortParameters, NicSwitchFreeVfParameters, Oid, ReceiveFilterClearParameters,
@@ -286,6 +286,14 @@ impl<'o> Nic<'o> {
 
     /// The adapter ends.
     pub(crate) fn shutdown(&mut self) -> Result<()> {
-        self.private(PrivateControl::Shutdown, "the adapter", &[])
+        let code = PrivateControl::Shutdown.code();
+        let start = Instant::now();
+        // The adapter may be gone before its answer is.
+        let status = match self.client.private(code, &[], 0, TIMEOUT) {
+            Ok(_) | Err(ClientError::Disconnected { .. }) => "STATUS_SUCCESS",
+            Err(error) => return Err(error).context("ending the adapter"),
+        };
+        self.record("Shutdown", "the adapter", status, start);
+        Ok(())
     }
 }

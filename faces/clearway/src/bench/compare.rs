@@ -119,7 +119,7 @@ fn one_round(plan: &Plan, number: usize, failures: &mut Vec<String>) -> Round {
     let mut round = Round::default();
     let peers =
         plan.peers.as_ref().map(|folder| Peers { folder: folder.clone(), cores: plan.cores });
-    let mut subjects = vec![Subject::CopyLimit, Subject::Clearway];
+    let mut subjects = vec![Subject::CopyLimit, Subject::Clearway, Subject::HintedCopyLimit];
     if peers.is_some() {
         subjects.extend([Subject::Testpmd, Subject::Ovs]);
     }
@@ -155,13 +155,17 @@ fn one_round(plan: &Plan, number: usize, failures: &mut Vec<String>) -> Round {
 fn rate(plan: &Plan, peers: Option<&Peers>, subject: Subject, size: u16) -> anyhow::Result<Rate> {
     match (subject, peers) {
         (Subject::Clearway, _) => {
-            let (mut ends, _nic) = forward::two_vfs(size, forward::ring(size), plan.cores)?;
-            ends.rate(plan.duration)
+            Ok(forward::rate(size, forward::ring(size), plan.duration, plan.cores)?.0)
         }
         (Subject::Testpmd | Subject::Ovs, Some(peers)) => {
             peers.rate(subject, size, plan.duration.as_secs_f64())
         }
-        _ => copy_limit::measure(size, plan.duration.min(Duration::from_secs(1)), plan.cores),
+        _ => copy_limit::measure(
+            size,
+            subject == Subject::HintedCopyLimit,
+            plan.duration.min(Duration::from_secs(1)),
+            plan.cores,
+        ),
     }
 }
 
@@ -172,10 +176,7 @@ fn round_trip(
 ) -> Option<anyhow::Result<RoundTrip>> {
     let duration = plan.duration.min(Duration::from_secs(1));
     match (subject, peers) {
-        (Subject::Clearway, _) => Some(
-            forward::two_vfs(64, forward::ring(64), plan.cores)
-                .and_then(|(mut ends, _nic)| ends.round_trips(duration)),
-        ),
+        (Subject::Clearway, _) => Some(forward::round_trips(64, duration, plan.cores)),
         (Subject::Testpmd | Subject::Ovs, Some(peers)) => {
             Some(peers.round_trips(subject, 64, duration.as_secs_f64()))
         }

@@ -3,7 +3,11 @@
 //!
 //! Two threads take turns on a set of buffers. The client writes every line of each source and reads every
 //! line of each target; then the copier copies them all, and only that is timed. The copy is the one the
-//! data path uses, the buffers lie as the AVF driver lays them, and the cache hints are those that helped.
+//! data path uses, and the buffers lie as the AVF driver lays them.
+//!
+//! Two limits: the *copy limit* copies one frame after the other and leaves it to the CPU to overlap them; the
+//! *copy limit with hints* asks for the lines of frames to come, as far ahead as helps. It shows how much of
+//! the first is waiting for lines; a forwarder that knows its frames in advance could have that too.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -79,7 +83,12 @@ impl Turn {
 }
 
 /// Measures for frames of `size` bytes.
-pub(crate) fn measure(size: u16, duration: Duration, cores: Cores) -> anyhow::Result<Rate> {
+pub(crate) fn measure(
+    size: u16,
+    hints: bool,
+    duration: Duration,
+    cores: Cores,
+) -> anyhow::Result<Rate> {
     let buffers = Buffers::new(usize::from(size))?;
     let (sources, targets) = buffers.sides()?;
     let turn = Turn(AtomicU64::new(0));
@@ -90,7 +99,11 @@ pub(crate) fn measure(size: u16, duration: Duration, cores: Cores) -> anyhow::Re
             let mut at = 1;
             while turn.wait(at) {
                 let start = Instant::now();
-                copy_all(&sources, &targets);
+                if hints {
+                    copy_all_hinted(&sources, &targets);
+                } else {
+                    copy_all(&sources, &targets);
+                }
                 // The first turns warm the caches and the pages.
                 if at > 200 {
                     busy += start.elapsed();
@@ -138,6 +151,12 @@ impl Drop for Over<'_> {
 }
 
 fn copy_all(sources: &[SharedSlice<'_>], targets: &[SharedSlice<'_>]) {
+    for (source, target) in sources.iter().zip(targets) {
+        source.copy_to(*target);
+    }
+}
+
+fn copy_all_hinted(sources: &[SharedSlice<'_>], targets: &[SharedSlice<'_>]) {
     for (source, target) in sources.iter().zip(targets).take(AHEAD) {
         source.prefetch_read();
         target.prefetch_write();

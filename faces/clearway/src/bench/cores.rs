@@ -34,6 +34,17 @@ impl std::fmt::Display for Cores {
     }
 }
 
+/// Runs `measure` on a thread of its own. Measuring binds the thread to a CPU; so the calling one stays free,
+/// and with it the peers that it starts, which would inherit the binding.
+pub(crate) fn apart<T: Send>(
+    measure: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(measure);
+        thread.join().map_err(|_| anyhow::anyhow!("the measuring thread panicked"))?
+    })
+}
+
 /// Binds the calling thread to one CPU.
 pub(crate) fn pin(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();

@@ -13,7 +13,7 @@ use ndis_protocol::{FilterId, FunctionId, InterruptModeration, MacAddress, VfId}
 use nic_switch::{ReceiveFilter, VlanMatch};
 
 use super::{
-    cores::{Cores, nanoseconds, pin},
+    cores::{Cores, apart, nanoseconds, pin},
     nic::{Nic, VfOptions, vport},
     sample::Spread,
     traffic::{headers, mac},
@@ -25,10 +25,14 @@ const SIZE: u16 = 64;
 
 /// Measures, in milliseconds.
 pub(crate) fn measure(cores: Cores) -> anyhow::Result<Spread> {
-    pin(cores.client)?;
+    apart(|| run(cores))
+}
+
+fn run(cores: Cores) -> anyhow::Result<Spread> {
     let mut nic = Nic::start(2, cores)?;
     let generator = nic.allocate()?;
     let mut vf = nic.open(generator, VfOptions { ring: 64, buffer_size: 2048 })?;
+    pin(cores.client)?;
     let mut took = Vec::new();
     for _ in 0..TIMES {
         took.push(once(&nic.adapter, &mut vf.pair.tx).context("a VF's first frame")?);

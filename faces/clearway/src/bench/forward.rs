@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 use avf_driver::{RxSegment, TxSegment};
 
 use super::{
-    cores::{Cores, nanoseconds, pin},
+    cores::{Cores, apart, nanoseconds, pin},
     nic::{Nic, Vf, VfOptions},
     sample::{Rate, RoundTrip, as_f64},
     traffic::{headers, mac, read_lines, write_lines},
@@ -106,7 +106,7 @@ impl Ends {
     }
 
     /// Whether 2 MiB pages back both ends' memory.
-    pub(crate) fn huge_pages(&self) -> bool {
+    fn huge_pages(&self) -> bool {
         self.generator.huge_pages() && self.sink.huge_pages()
     }
 
@@ -128,13 +128,35 @@ impl Ends {
         Some(TxSegment::frame(buffer, self.size))
     }
 
+    /// Asks for the lines that a burst of frames will be written to, then writes them.
+    #[inline(always)]
+    fn fill(&mut self) {
+        let tx = &mut self.generator.pair.tx;
+        while !self.waiting.is_full() {
+            let Some(buffer) = tx.reserve() else { break };
+            if let Some(line) = tx.memory().part(&buffer, 0, 64) {
+                line.prefetch_write();
+            }
+            self.waiting.push(TxSegment::frame(buffer, self.size));
+        }
+        for segment in &self.waiting {
+            self.number = self.number.wrapping_add(1);
+            if let Some(frame) = tx.memory().part(&segment.buffer, 0, self.size.into()) {
+                if !self.destinations.is_empty() {
+                    let turn = usize::try_from(self.number).unwrap_or(0) % self.destinations.len();
+                    if let Some(destination) = self.destinations.get(turn) {
+                        frame.write_from(destination);
+                    }
+                }
+                write_lines(frame, self.number);
+            }
+        }
+    }
+
     #[inline(always)]
     fn step(&mut self, counts: &mut Counts) {
         if self.waiting.is_empty() {
-            while !self.waiting.is_full() {
-                let Some(frame) = self.write() else { break };
-                self.waiting.push(frame);
-            }
+            self.fill();
         }
         let sent = self.generator.pair.tx.transmit(&mut self.waiting);
         counts.sends += 1;
@@ -145,6 +167,11 @@ impl Ends {
         counts.looks += 1;
         counts.empty += u64::from(frames == 0);
         counts.received += frames as u64;
+        for segment in &self.arrived {
+            if let Some(line) = rx.memory().part(&segment.buffer, 0, 64) {
+                line.prefetch_read();
+            }
+        }
         for segment in self.arrived.drain(..) {
             if let Some(frame) = rx.memory().part(&segment.buffer, 0, segment.length.into()) {
                 std::hint::black_box(read_lines(frame));
@@ -239,7 +266,32 @@ impl Ends {
     }
 }
 
-/// A fresh adapter with two VFs, and both ends open.
+/// Measures the rate from VF to VF on a fresh adapter; says also whether 2 MiB pages backed the buffers.
+pub(crate) fn rate(
+    size: u16,
+    ring: u16,
+    duration: Duration,
+    cores: Cores,
+) -> anyhow::Result<(Rate, bool)> {
+    apart(|| {
+        let (mut ends, _nic) = two_vfs(size, ring, cores)?;
+        Ok((ends.rate(duration)?, ends.huge_pages()))
+    })
+}
+
+/// Measures round trips from VF to VF on a fresh adapter.
+pub(crate) fn round_trips(
+    size: u16,
+    duration: Duration,
+    cores: Cores,
+) -> anyhow::Result<RoundTrip> {
+    apart(|| {
+        let (mut ends, _nic) = two_vfs(size, ring(size), cores)?;
+        ends.round_trips(duration)
+    })
+}
+
+/// A fresh adapter with two VFs, and both ends open. Binds the calling thread to the client's CPU.
 pub(crate) fn two_vfs(size: u16, ring: u16, cores: Cores) -> anyhow::Result<(Ends, Nic)> {
     let mut nic = Nic::start(2, cores)?;
     let (from, to) = (nic.allocate()?, nic.allocate()?);

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{
-    cores::Cores,
+    cores::{Cores, apart},
     forward::{Ends, ring, two_vfs},
     sample::{Spread, as_f64},
 };
@@ -32,6 +32,10 @@ pub(crate) struct Idle {
 
 /// Measures an idle adapter.
 pub(crate) fn measure(cores: Cores) -> anyhow::Result<Idle> {
+    apart(|| run(cores))
+}
+
+fn run(cores: Cores) -> anyhow::Result<Idle> {
     let (mut ends, _nic) = two_vfs(64, ring(64), cores)?;
     // It has been at work before.
     ends.rate(Duration::from_millis(100))?;

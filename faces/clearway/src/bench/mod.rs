@@ -80,6 +80,9 @@ enum What {
         /// Bytes of a frame
         #[arg(long, default_value_t = 64)]
         size: u16,
+        /// Ask for the lines of frames to come
+        #[arg(long)]
+        hints: bool,
     },
     /// Two cache lines there and back between the two cores
     PingPong,
@@ -99,9 +102,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         None => return compare_all(args, duration),
         Some(What::Forward { size, ring }) => {
             let ring = ring.unwrap_or_else(|| forward::ring(*size));
-            let (mut ends, _nic) = forward::two_vfs(check(*size)?, ring, args.cores)?;
-            let pages = if ends.huge_pages() { "2 MiB" } else { "base" };
-            let rate = ends.rate(duration)?;
+            let (rate, huge) = forward::rate(check(*size)?, ring, duration, args.cores)?;
+            let pages = if huge { "2 MiB" } else { "base" };
             print(args, &rate, || {
                 format!(
                     "{size} bytes: {:.3} million frames/s, {:.2} Gbit/s, {:.1} ns a frame (ring {ring}, {pages} \
@@ -115,13 +117,11 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             })?;
         }
         Some(What::RoundTrip { size }) => {
-            let size = check(*size)?;
-            let (mut ends, _nic) = forward::two_vfs(size, forward::ring(size), args.cores)?;
-            let trip = ends.round_trips(duration)?;
+            let trip = forward::round_trips(check(*size)?, duration, args.cores)?;
             print(args, &trip, || trip_text(&trip))?;
         }
-        Some(What::CopyLimit { size }) => {
-            let rate = copy_limit::measure(check(*size)?, duration, args.cores)?;
+        Some(What::CopyLimit { size, hints }) => {
+            let rate = copy_limit::measure(check(*size)?, *hints, duration, args.cores)?;
             print(args, &rate, || {
                 format!(
                     "{size} bytes: {:.3} million copies/s, {:.2} Gbit/s, {:.1} ns a frame",

@@ -31,8 +31,10 @@ pub(crate) enum Subject {
     Testpmd,
     /// OVS-DPDK between two vhost ports.
     Ovs,
-    /// Copying alone.
+    /// Copying alone, one frame after the other.
     CopyLimit,
+    /// Copying alone, lines of frames to come asked for ahead.
+    HintedCopyLimit,
     /// Two cache lines between two cores.
     PingPong,
 }
@@ -45,6 +47,7 @@ impl Subject {
             Self::Testpmd => "testpmd",
             Self::Ovs => "OVS-DPDK",
             Self::CopyLimit => "copy limit",
+            Self::HintedCopyLimit => "copy limit with hints",
             Self::PingPong => "ping-pong",
         }
     }
@@ -54,7 +57,7 @@ impl Subject {
         match self {
             Self::Testpmd => Some("testpmd"),
             Self::Ovs => Some("ovs"),
-            Self::Clearway | Self::CopyLimit | Self::PingPong => None,
+            Self::Clearway | Self::CopyLimit | Self::HintedCopyLimit | Self::PingPong => None,
         }
     }
 }

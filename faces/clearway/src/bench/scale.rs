@@ -10,7 +10,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{
-    cores::Cores,
+    cores::{Cores, apart},
     forward::{Ends, ring},
     nic::{Nic, Vf, VfOptions, vport},
     sample::Rate,
@@ -46,7 +46,7 @@ pub(crate) const SCALES: [Scale; 9] = [
 
 /// Measures 64-byte frames on an adapter of this size.
 pub(crate) fn measure(scale: Scale, duration: Duration, cores: Cores) -> anyhow::Result<Rate> {
-    run(scale, duration, cores)
+    apart(|| run(scale, duration, cores))
         .with_context(|| format!("{} VFs, {} filters", scale.vfs, scale.filters))
 }
 

@@ -29,7 +29,13 @@ const AIMS: [(u16, Subject, f64); 7] = [
     (9000, Subject::CopyLimit, 0.85),
 ];
 
-const RATED: [Subject; 4] = [Subject::Clearway, Subject::Testpmd, Subject::Ovs, Subject::CopyLimit];
+const RATED: [Subject; 5] = [
+    Subject::Clearway,
+    Subject::Testpmd,
+    Subject::Ovs,
+    Subject::CopyLimit,
+    Subject::HintedCopyLimit,
+];
 const TIMED: [Subject; 4] = [Subject::Clearway, Subject::Testpmd, Subject::Ovs, Subject::PingPong];
 
 /// Whether an aim is met.
@@ -121,7 +127,7 @@ impl Results {
         writeln!(f, "Median of the ratios within each round (least–greatest).\n")?;
         writeln!(f, "| bytes | against | ratio | aim | |\n| ---: | --- | ---: | ---: | --- |")?;
         for size in &self.sizes {
-            for other in [Subject::Testpmd, Subject::Ovs, Subject::CopyLimit] {
+            for other in RATED.into_iter().filter(|other| *other != Subject::Clearway) {
                 let Some(ratio) = self.ratio(other, *size) else { continue };
                 write!(f, "| {size} | {} |", other.name())?;
                 cell(f, Some(ratio), 1.0, 2)?;
