@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use uplink::{FrameBurst, LinkState, Uplink};
+use uplink::{FrameBurst, LinkState, Uplink, UplinkSpec};
 
 use super::{deliver::Body, stats::UplinkStats};
 
@@ -23,10 +23,19 @@ pub(crate) struct UplinkPort {
     last_error: Option<String>,
 }
 
+/// The link that functions see. Without an uplink the NIC is a network of its own: there is no cable to wait
+/// for, and VMs reach each other.
+fn link_of(uplink: &mut dyn Uplink) -> LinkState {
+    match uplink.spec() {
+        UplinkSpec::None => LinkState { up: true, speed_mbps: 0 },
+        _ => uplink.link(),
+    }
+}
+
 impl UplinkPort {
     pub(crate) fn new(mut uplink: Box<dyn Uplink>, max_frame: usize) -> Self {
         Self {
-            link: uplink.link(),
+            link: link_of(uplink.as_mut()),
             uplink,
             incoming: FrameBurst::new(BURST, max_frame),
             outgoing: FrameBurst::new(BURST, max_frame),
@@ -40,7 +49,7 @@ impl UplinkPort {
     pub(crate) fn replace(&mut self, uplink: Box<dyn Uplink>) {
         self.flush();
         self.uplink = uplink;
-        self.link = self.uplink.link();
+        self.link = link_of(self.uplink.as_mut());
         self.last_error = None;
     }
 
@@ -73,7 +82,7 @@ impl UplinkPort {
             return None;
         }
         self.link_checked_ns = now_ns;
-        let link = self.uplink.link();
+        let link = link_of(self.uplink.as_mut());
         (std::mem::replace(&mut self.link, link) != link).then_some(link)
     }
 
