@@ -298,3 +298,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn c47_what_is_longer_than_its_sender_may_send_is_malformed_and_counted() {
+    let mut rig = offloads::any_vlan(2);
+    rig.path.apply(vf(0), &VfSettings { max_frame: 600, ..settings() }, MacAddress::ZERO);
+    for length in [599usize, 600, 601, 602, 5000] {
+        let bytes = frame(1, 0, &pattern(length - 14));
+        let before = rig.stats(0).transmit;
+        rig.guest(0).send(&bytes);
+        rig.guest(0).send_with(&[&bytes[..20], &bytes[20..]], Default::default(), None, None);
+        rig.guest(0).send_with(&[&bytes], Default::default(), Some(5), None);
+        rig.run();
+        let after = rig.stats(0).transmit;
+        let passed = if length <= 600 { 3 } else { 0 };
+        assert_eq!(after.unicast - before.unicast, passed, "{length} bytes");
+        assert_eq!(after.malformed - before.malformed, 3 - passed);
+    }
+    assert_eq!(rig.stats(1).receive.frames(), 6);
+}

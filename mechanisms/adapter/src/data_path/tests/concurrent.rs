@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use avf_protocol::transmit::TxData;
+
 use super::*;
 
 /// Descriptors that the reader looks at together, from the last to the first.
@@ -141,4 +143,68 @@ fn c45_descriptors_are_done_in_ring_order_under_concurrent_polling() {
     assert_eq!(receive.unicast, numbers.len() as u64);
     assert_eq!(receive.unicast + receive.no_buffer, u64::from(sent));
     assert!(receive.no_buffer < receive.unicast / 10, "most of it was polled while it came in");
+}
+
+/// A sender that rewrites its frames while they are being forwarded gets none where it may not: what was decided
+/// on is what is delivered.
+#[test]
+fn what_was_decided_on_is_what_is_delivered() {
+    const ROUNDS: usize = 3_000;
+    let mut rig = Rig::with(3, 128, 2048, VlanMatch::Any);
+    for (number, vlan) in [(1, 7), (2, 7), (3, 8)] {
+        let vlan = nic_switch::VlanPolicy::Access(vlan);
+        let policy = nic_switch::VPortPolicy { vlan, ..Default::default() };
+        rig.path.switch().set_policy(VPortId::new(number).unwrap(), policy).unwrap();
+    }
+    let heads: Vec<Vec<u8>> = [(1, 0, 0x88B5u16), (2, 0, 0x88B5), (1, 9, 0x0800), (1, 0, 0x8100)]
+        .into_iter()
+        .map(|(to, from, kind)| [&mac(to)[..], &mac(from), &kind.to_be_bytes()].concat())
+        .collect();
+    let bytes = frame(1, 0, &pattern(200));
+    let at = rig.guest(0).place(&bytes);
+    let memory = rig.guests[0].memory.clone();
+    let over = AtomicBool::new(false);
+    let mut received = 0;
+    std::thread::scope(|scope| {
+        let (over, heads) = (&over, &heads);
+        scope.spawn(move || {
+            let place = memory.slice(at as usize, 14).unwrap();
+            while !over.load(Ordering::Relaxed) {
+                for head in heads {
+                    place.write_from(head);
+                }
+            }
+        });
+        for round in 0..ROUNDS {
+            let guest = rig.guest(0);
+            for _ in 0..20 {
+                let data = TxData::new(at, if round % 3 == 0 { 100 } else { bytes.len() as u16 });
+                if round % 3 == 0 {
+                    guest.descriptor(data.0);
+                    let rest = TxData::new(at + 100, bytes.len() as u16 - 100);
+                    guest.descriptor(rest.with_end_of_packet().with_report_status().0);
+                } else {
+                    guest.descriptor(data.with_end_of_packet().with_report_status().0);
+                }
+            }
+            guest.ring();
+            rig.run();
+            while let Some((frame, _)) = rig.guest(1).receive() {
+                assert_eq!(frame[..12], [mac(1), mac(0)].concat());
+                assert_ne!(frame[12..14], [0x81, 0x00], "the guest may not tag");
+                assert_eq!(frame[14..], bytes[14..]);
+                received += 1;
+            }
+            rig.guest(1).repost();
+            if round % 50 == 0 {
+                std::thread::yield_now();
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(received > 0);
+    assert_eq!(rig.stats(1).receive.unicast, received);
+    assert_eq!(rig.stats(2), FunctionStats::default(), "another VLAN");
+    let sent = rig.stats(0).transmit;
+    assert_eq!(sent.frames() + sent.discards() + sent.errors(), 20 * ROUNDS as u64);
 }
