@@ -31,8 +31,15 @@ const PF_VSI: u16 = 1;
 
 /// A function and the socket it is served on. Fields drop in order: first the server, which calls the other.
 struct Served {
-    server: VfioUserServer,
+    /// Gone once the adapter has been closed.
+    server: Mutex<Option<VfioUserServer>>,
     function: Arc<Mutex<AvfFunction>>,
+}
+
+impl Served {
+    fn is_connected(&self) -> bool {
+        lock(&self.server).as_ref().is_some_and(VfioUserServer::is_connected)
+    }
 }
 
 /// An allocated VF.
@@ -469,9 +476,9 @@ impl Adapter {
     /// Whether a guest is connected to a function's socket.
     pub fn is_connected(&self, function: FunctionId) -> bool {
         match function {
-            FunctionId::Pf => self.pf.server.is_connected(),
+            FunctionId::Pf => self.pf.is_connected(),
             FunctionId::Vf(vf) => {
-                lock(&self.state).vfs.get(&vf).is_some_and(|vf| vf.served.server.is_connected())
+                lock(&self.state).vfs.get(&vf).is_some_and(|vf| vf.served.is_connected())
             }
         }
     }
@@ -526,6 +533,16 @@ impl Adapter {
     /// Whether the physical port's link is up.
     pub fn link_is_up(&self) -> bool {
         self.link.get().up
+    }
+}
+
+impl Adapter {
+    /// Ends the serving of all functions and removes their sockets, whoever else still holds the adapter.
+    pub fn close(&self) {
+        let vfs = std::mem::take(&mut lock(&self.state).vfs);
+        drop(vfs);
+        let pf = lock(&self.pf.server).take();
+        drop(pf);
     }
 }
 
@@ -596,7 +613,7 @@ fn serve(
     let path = config.directory.join(format!("{name}.sock"));
     let server = VfioUserServer::bind(&path, Arc::clone(&function), ServerOptions::new(name))
         .map_err(|source| AdapterError::Socket { path, source })?;
-    Ok(Served { server, function })
+    Ok(Served { server: Mutex::new(Some(server)), function })
 }
 
 fn open_uplink(spec: &UplinkSpec, max_frame: u16) -> Result<Box<dyn uplink::Uplink>, AdapterError> {

@@ -115,6 +115,8 @@ impl Drop for AdapterServer {
         self.pf.remove();
         self.control = None;
         lock(&self.ndis).halt();
+        // A connection that is just ending may still hold the adapter.
+        self.adapter.close();
     }
 }
 

@@ -96,7 +96,12 @@ struct Hop {
     direction: String,
     sent_by_vm: u64,
     entered_the_switch: u64,
+    /// Of those, multicast: delivered only to VMs that listen to the group.
+    entered_to_groups: u64,
+    /// By the switch: nobody to receive, or against its policies.
+    refused: u64,
     left_the_switch: u64,
+    left_to_groups: u64,
     without_a_buffer: u64,
     received_by_vm: u64,
 }
@@ -319,6 +324,7 @@ impl Demo {
             self.problems.push(format!("the stream did not arrive as it was sent: {stream:?}"));
         }
         self.bulk = Some(Bulk { stream, megabits_per_second: megabits });
+        self.count_hops(sockets, running)?;
 
         self.timeline.chapter("VF 1 is reset by the PF under traffic, and recovers");
         let start = Instant::now();
@@ -346,7 +352,7 @@ impl Demo {
         }
         let recovered = again.duration_since(start).as_millis();
         self.reset = Some(Reset { recovered_after_ms: u64::try_from(recovered)?, pings });
-        self.count_hops(sockets, running)
+        Ok(())
     }
 
     /// Compares what was counted at every hop, once nothing moves any more.
@@ -358,12 +364,10 @@ impl Demo {
             let status = self.status(sockets)?;
             let statistics = [one.statistics()?, two.statistics()?];
             let [first, second] = status.vfs.as_slice() else { bail!("there are not two VFs") };
-            let ([first_vm, second_vm], vfs) = (&statistics, [first, second]);
-            let hop =
-                |from: &VfStatus, to: &VfStatus, sender, receiver| hop(from, to, sender, receiver);
+            let [first_vm, second_vm] = &statistics;
             let hops = vec![
-                hop(vfs[0], vfs[1], first_vm, second_vm),
-                hop(vfs[1], vfs[0], second_vm, first_vm),
+                hop(first, second, first_vm, second_vm),
+                hop(second, first, second_vm, first_vm),
             ];
             if hops.iter().all(Hop::agrees) || Instant::now() > deadline {
                 break hops;
@@ -372,10 +376,14 @@ impl Demo {
         };
         for hop in &hops {
             let detail = format!(
-                "{} sent by the VM, {} into the switch, {} out of it, {} without a buffer, {} received by the VM",
+                "{} sent by the VM, {} into the switch ({} to groups), {} refused; {} out of it ({} to groups), \
+                 {} without a buffer; {} received by the VM",
                 hop.sent_by_vm,
                 hop.entered_the_switch,
+                hop.entered_to_groups,
+                hop.refused,
                 hop.left_the_switch,
+                hop.left_to_groups,
                 hop.without_a_buffer,
                 hop.received_by_vm
             );
@@ -519,6 +527,9 @@ fn hop(
         direction: format!("VF {} to VF {}", from.vf, to.vf),
         sent_by_vm: sender.to_vf.frames,
         entered_the_switch: from.function.stats.transmit.frames(),
+        entered_to_groups: from.function.stats.transmit.multicast,
+        refused: from.function.stats.transmit.discards() + from.function.stats.transmit.errors(),
+        left_to_groups: to.function.stats.receive.multicast,
         left_the_switch: to.function.stats.receive.frames(),
         without_a_buffer: to.function.stats.receive.discards(),
         received_by_vm: receiver.to_guest.frames,
@@ -527,8 +538,10 @@ fn hop(
 
 impl Hop {
     fn agrees(&self) -> bool {
-        self.sent_by_vm == self.entered_the_switch
-            && self.entered_the_switch == self.left_the_switch + self.without_a_buffer
+        let entered = self.entered_the_switch - self.entered_to_groups;
+        let left = self.left_the_switch - self.left_to_groups;
+        self.sent_by_vm == self.entered_the_switch + self.refused
+            && entered == left + self.without_a_buffer
             && self.left_the_switch == self.received_by_vm
     }
 }
