@@ -115,9 +115,9 @@ fn licences_of_all_dependencies_are_allowed() {
         let licence = package["license"].as_str().unwrap_or("none");
         // "A OR B" and the older "A/B": one allowed choice is enough, if all its parts are allowed.
         let allowed = licence.replace('/', " OR ").split(" OR ").any(|choice| {
-            choice.split(" AND ").all(|part| {
-                LICENCES.contains(&part.trim().trim_matches(|c| c == '(' || c == ')'))
-            })
+            choice
+                .split(" AND ")
+                .all(|part| LICENCES.contains(&part.trim().trim_matches(|c| c == '(' || c == ')')))
         });
         if !allowed {
             wrong.push(format!("{} {}: {licence}", package["name"], package["version"]));

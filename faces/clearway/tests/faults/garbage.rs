@@ -183,7 +183,7 @@ fn survive(socket: &str, rounds: usize, conversation: fn(&mut Numbers) -> Vec<Ve
         let messages = conversation(numbers);
         let bytes = match number % 3 {
             // Noise alone, up to more than any buffer.
-            0 if number % 50 == 0 => numbers.bytes(1 << 20),
+            0 if number.is_multiple_of(50) => numbers.bytes(1 << 20),
             0 => {
                 let length = numbers.below(400);
                 numbers.bytes(length)
@@ -191,7 +191,7 @@ fn survive(socket: &str, rounds: usize, conversation: fn(&mut Numbers) -> Vec<Ve
             _ => spoil(numbers, &messages),
         };
         throw(&path, &bytes);
-        if number % 20 == 0 {
+        if number.is_multiple_of(20) {
             exchange((&mut a, 1), (&mut b, 2), number);
         }
     };

@@ -72,10 +72,8 @@ impl Vf {
 /// One frame there and one back.
 pub(crate) fn exchange(a: (&mut Vf, u8), b: (&mut Vf, u8), number: u32) {
     let ((a, a_mac), (b, b_mac)) = (a, b);
-    for (from, to, from_mac, to_mac) in [(&mut *a, &mut *b, a_mac, b_mac)] {
-        wait_for("room", || from.send(from_mac, to_mac, number).then_some(()));
-        wait_for("the frame", || to.receive().contains(&(from_mac, number)).then_some(()));
-    }
+    wait_for("room", || a.send(a_mac, b_mac, number).then_some(()));
+    wait_for("the frame", || b.receive().contains(&(a_mac, number)).then_some(()));
     wait_for("room", || b.send(b_mac, a_mac, number).then_some(()));
     wait_for("the frame", || a.receive().contains(&(b_mac, number)).then_some(()));
 }

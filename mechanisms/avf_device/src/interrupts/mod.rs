@@ -331,7 +331,8 @@ impl InterruptVectors {
         let spacing = |index: usize| {
             let index = u8::try_from(index).unwrap_or(NO_ITR);
             let asked = u64::from(self.itr(vector, index)) * ITR_UNIT_NS;
-            let least = if vector == 0 { 0 } else { self.least_interval_ns.load(Ordering::Relaxed) };
+            let least =
+                if vector == 0 { 0 } else { self.least_interval_ns.load(Ordering::Relaxed) };
             asked.max(least)
         };
         match entry.state.update(set, clear, now_ns, spacing) {
