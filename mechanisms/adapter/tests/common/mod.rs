@@ -1,5 +1,5 @@
 //! An adapter with VFs on its sockets, and ends that send and receive through the AVF driver.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::time::{Duration, Instant};
 
