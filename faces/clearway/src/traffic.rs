@@ -196,7 +196,7 @@ fn receive(port: u16, patience: Duration) -> Result<StreamOutcome> {
     }
     let (mut stream, _) = listener.accept()?;
     stream.set_read_timeout(Some(patience))?;
-    let expected: Vec<u8> = (0..BLOCK + PERIOD).map(|n| pattern(n)).collect();
+    let expected: Vec<u8> = (0..BLOCK + PERIOD).map(pattern).collect();
     let mut block = vec![0u8; BLOCK];
     let mut outcome = StreamOutcome::default();
     let mut start = None;
