@@ -117,7 +117,7 @@ fn c45_descriptors_are_done_in_ring_order_under_concurrent_polling() {
                         return reader.numbers;
                     }
                     idle += 1;
-                    if idle % 4096 == 0 {
+                    if idle.is_multiple_of(4096) {
                         std::thread::yield_now();
                     }
                 }
