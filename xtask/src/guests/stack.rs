@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -106,6 +107,29 @@ impl Stack {
         })
     }
 
+    /// Runs a user-mode VM on a VF, which answers pings until what is returned drops.
+    pub(crate) fn run_vm(&self, name: &str, vf: &AttachedVf, address: &str) -> Result<UserVm> {
+        let log = self.folder.path().join(format!("{name}.log"));
+        let mut child = Command::new(&self.clearway)
+            .args(["vm", "run", name, "--ip", address, "--vf-socket"])
+            .arg(&vf.socket)
+            .args(["--", "sh", "-c", "echo up; exec sleep infinity"])
+            // Its control socket is nobody else's business.
+            .env("XDG_RUNTIME_DIR", self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log)?)
+            .spawn()
+            .with_context(|| format!("starting {}", self.clearway.display()))?;
+        let stdout = child.stdout.take().context("no pipe")?;
+        let vm = UserVm { child };
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        ensure!(line == "up\n", "the VM {name} did not come up: {}", said.trim());
+        Ok(vm)
+    }
+
     fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("adapter.log")).unwrap_or_default()
     }
@@ -115,6 +139,19 @@ impl Drop for Stack {
     fn drop(&mut self) {
         let _ = self.adapter.kill();
         let _ = self.adapter.wait();
+    }
+}
+
+/// A running user-mode VM.
+pub(crate) struct UserVm {
+    child: Child,
+}
+
+impl Drop for UserVm {
+    fn drop(&mut self) {
+        // What runs inside ends with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
