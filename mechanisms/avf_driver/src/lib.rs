@@ -92,7 +92,7 @@ pub use control::{AvfControl, Capabilities, Promiscuity, RebuildError, State};
 pub use driver::{AvfDriver, QueuePair};
 pub use error::{DriverError, Result};
 pub use event::Event;
-pub use memory::{DriverMemory, MemorySource};
+pub use memory::{BufferView, DriverMemory, MemorySource};
 pub use rx::{RxCounters, RxQueue, Wait};
 pub use segment::{Check, FrameOffload, RxChecksum, RxSegment, TxSegment};
 pub use tx::{TxCounters, TxQueue};

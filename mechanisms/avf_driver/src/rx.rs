@@ -20,8 +20,13 @@ use crate::{
     vector::Vector,
 };
 
-/// Buffers handed to the device at a time; half the ring where that is less.
+/// Buffers handed to the device at a time; a quarter of the ring where that is less.
 const REFILL_GROUP: u16 = 32;
+
+/// How many descriptors ahead the ring's cache lines are fetched, to be written: far enough to hide
+/// the way from the device's core, near enough not to take lines that the device is about to write.
+/// At the end of the ring the hint goes astray, which costs nothing.
+const AHEAD: u16 = 8;
 
 /// What a receive queue has seen. Counts go on over resets.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
@@ -99,7 +104,7 @@ impl RxQueue {
             index,
             next: 0,
             untold: 0,
-            refill_group: REFILL_GROUP.min(length / 2),
+            refill_group: REFILL_GROUP.min(length / 4),
             dropping: false,
             slots: Box::new([]),
             tail,
@@ -234,37 +239,62 @@ impl RxQueue {
     /// buffer, and sound. Each one's buffer is replaced by a fresh one at once. Returns how many.
     #[inline(always)]
     fn take_plain<const N: usize>(&mut self, limit: u16, out: &mut ArrayVec<RxSegment, N>) -> u16 {
-        let length = self.ring.len();
+        let mut taken = 0;
+        // In two runs where the ring goes round.
+        for _ in 0..2 {
+            let room = u16::try_from(out.remaining_capacity()).unwrap_or(u16::MAX);
+            let run = (limit - taken).min(room).min(self.ring.len() - self.next);
+            let count = self.take_plain_run(run, out);
+            taken += count;
+            self.next += count;
+            if self.next < self.ring.len() {
+                break;
+            }
+            self.next = 0;
+        }
+        self.untold += taken;
+        self.counters.frames += u64::from(taken);
+        taken
+    }
+
+    #[inline(always)]
+    fn take_plain_run<const N: usize>(
+        &mut self,
+        run: u16,
+        out: &mut ArrayVec<RxSegment, N>,
+    ) -> u16 {
+        self.cache.ensure(usize::from(run).min(CHUNK));
         let buffers = self.buffers;
-        let limit = usize::from(limit).min(out.remaining_capacity());
-        self.cache.ensure(limit.min(CHUNK));
+        let memory = self.memory.view();
         let fresh = self.cache.at_hand();
-        let mut next = self.next;
-        let (mut taken, mut bytes) = (0u16, 0u64);
-        for _ in 0..limit {
-            let descriptor = self.ring.slot(next);
+        let stock = fresh.as_slice();
+        let mut left = stock.len();
+        let slots = self.slots.get_mut(usize::from(self.next)..).unwrap_or_default();
+        let mut bytes = 0u64;
+        let mut taken = 0;
+        for (descriptor, slot) in self.ring.run(self.next, run).zip(slots) {
+            self.ring.prefetch_write(self.next + taken + AHEAD);
             let word = descriptor.load(1, Ordering::Acquire);
-            let bytes_here = RxLegacy([0, word, 0, 0]).length();
+            let length = RxLegacy([0, word, 0, 0]).length();
             // Neither empty nor larger than the buffer, in one comparison.
             if word & (DD | EOP | legacy::RXE) != DD | EOP
-                || u32::from(bytes_here).wrapping_sub(1) >= buffers.size
+                || u32::from(length).wrapping_sub(1) >= buffers.size
             {
                 break;
             }
-            let Some(slot) = self.slots.get_mut(usize::from(next)) else { break };
-            let Some(number) = fresh.pop() else { break };
+            let Some(number) = stock.get(left.wrapping_sub(1)).copied() else { break };
+            left -= 1;
             let words = [descriptor.load(0, Ordering::Relaxed), word];
             descriptor.store(0, buffers.iova(number).unwrap_or_default(), Ordering::Relaxed);
             descriptor.store(1, 0, Ordering::Relaxed);
             let buffer = Buffer(std::mem::replace(slot, number));
-            let _ = out.try_push(RxSegment { buffer, length: bytes_here, words });
-            next = if next + 1 == length { 0 } else { next + 1 };
+            // Whoever receives a frame looks at its headers next.
+            memory.prefetch_read(&buffer);
+            let _ = out.try_push(RxSegment { buffer, length, words });
+            bytes += u64::from(length);
             taken += 1;
-            bytes += u64::from(bytes_here);
         }
-        self.next = next;
-        self.untold += taken;
-        self.counters.frames += u64::from(taken);
+        fresh.truncate(left);
         self.counters.bytes += bytes;
         taken
     }

@@ -287,11 +287,31 @@ impl TxQueue {
     /// segmented by the device), sound, and there is room. Returns how many.
     #[inline(always)]
     fn post_plain(&mut self, segments: &[TxSegment]) -> usize {
-        let length = self.ring.len();
+        let mut posted = 0;
+        // In two runs where the ring goes round.
+        for _ in 0..2 {
+            let run = self.free.min(self.ring.len() - self.next);
+            let count = self.post_plain_run(run, segments.get(posted..).unwrap_or_default());
+            posted += usize::from(count);
+            self.next += count;
+            self.free -= count;
+            if self.next < self.ring.len() {
+                break;
+            }
+            self.next = 0;
+        }
+        self.counters.frames += posted as u64;
+        posted
+    }
+
+    #[inline(always)]
+    fn post_plain_run(&mut self, run: u16, segments: &[TxSegment]) -> u16 {
         let buffers = self.buffers;
-        let (mut next, mut unreported) = (self.next, self.unreported);
+        let slots = self.slots.get_mut(usize::from(self.next)..).unwrap_or_default();
+        let mut unreported = self.unreported;
         let (mut posted, mut bytes) = (0u16, 0u64);
-        for segment in segments.iter().take(usize::from(self.free)) {
+        let descriptors = self.ring.run(self.next, run);
+        for ((descriptor, slot), segment) in descriptors.zip(slots).zip(segments) {
             let end = u32::from(segment.offset) + u32::from(segment.length);
             let Some(address) = buffers.iova(segment.buffer.0) else { break };
             if !segment.end
@@ -307,25 +327,19 @@ impl TxQueue {
             unreported += 1;
             if unreported >= self.report.every {
                 data = data.with_report_status();
-                self.reports.push_back(next);
+                self.reports.push_back(self.next + posted);
                 unreported = 0;
             }
-            let descriptor = self.ring.slot(next);
-            descriptor.store(0, data.0[0], Ordering::Relaxed);
-            descriptor.store(1, data.0[1], Ordering::Relaxed);
-            if let Some(slot) = self.slots.get_mut(usize::from(next)) {
-                *slot = segment.buffer.0;
-            }
-            next = if next + 1 == length { 0 } else { next + 1 };
+            let [low, high] = data.0;
+            descriptor.store(0, low, Ordering::Relaxed);
+            descriptor.store(1, high, Ordering::Relaxed);
+            *slot = segment.buffer.0;
             posted += 1;
             bytes += u64::from(segment.length);
         }
-        self.next = next;
         self.unreported = unreported;
-        self.free -= posted;
-        self.counters.frames += u64::from(posted);
         self.counters.bytes += bytes;
-        usize::from(posted)
+        posted
     }
 
     /// Posts or rejects one frame that is not plain, or that there was no room for. Returns how

@@ -143,8 +143,8 @@ impl AvfControl {
         Ok(resources)
     }
 
-    /// Asks for more queue pairs than the function `has`: as many as `wanted`, or as there are. `true` if the
-    /// PF resets the function to give them (SPEC-AVF §4.8).
+    /// Asks for more queue pairs than the function `has`: as many as `wanted`, or as there are.
+    /// `true` if the PF resets the function to give them (SPEC-AVF §4.8).
     fn ask_for_queues(&mut self, has: u16, wanted: u16) -> Result<bool> {
         let available = match self.request_queues(wanted)? {
             None => return Ok(true),
