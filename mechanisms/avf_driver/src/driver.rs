@@ -55,10 +55,23 @@ impl AvfDriver {
         let generation = Generation::default();
         let mut control = AvfControl::new(config, memory, bar, generation)?;
         control.reset_at_open()?;
-        let granted = control.negotiate()?;
+        let granted = match control.negotiate() {
+            // The PF resets the function at its own time.
+            Err(DriverError::NeedsRebuild) => {
+                control.reset()?;
+                control.negotiate()?
+            }
+            granted => granted?,
+        };
         let pairs =
             (0..granted).map(|index| pair(&control, &depot, index)).collect::<Result<Vec<_>>>()?;
-        let pairs = control.bring_up(pairs).map_err(|failure| failure.error)?;
+        let pairs = match control.bring_up(pairs) {
+            Err(failure) if matches!(failure.error, DriverError::NeedsRebuild) => {
+                control.rebuild(failure.pairs)
+            }
+            pairs => pairs,
+        };
+        let pairs = pairs.map_err(|failure| failure.error)?;
         Ok((control, pairs))
     }
 }

@@ -167,6 +167,38 @@ fn a_reset_by_the_user_works_the_same_and_rebuild_alone_resets_too() {
 }
 
 #[test]
+fn resets_at_any_moment_of_a_rebuild_only_delay_it() {
+    let loopback = Loopback::new();
+    let (mut control, pair) = loopback.open();
+    let function = loopback.function.clone();
+    let resets = std::thread::spawn(move || {
+        for pause in (0..60).map(|number| 50 + number * number * 2) {
+            std::thread::sleep(Duration::from_micros(pause));
+            function.lock().unwrap().reset_by_pf();
+        }
+    });
+    let mut pairs = vec![pair];
+    let mut over = false;
+    let start = Instant::now();
+    loop {
+        assert!(start.elapsed() < PATIENCE, "the function never comes up");
+        let last = resets.is_finished();
+        control.poll_events(Instant::now()).unwrap();
+        if control.state() == State::NeedsRebuild {
+            pairs = match control.rebuild(pairs) {
+                Ok(pairs) => pairs,
+                Err(failure) => failure.pairs,
+            };
+        } else if over {
+            break;
+        }
+        over = last;
+    }
+    resets.join().unwrap();
+    loop_frames(&mut pairs[0]);
+}
+
+#[test]
 fn a_silent_reset_is_noticed() {
     let loopback = Loopback::new();
     let (mut control, pair) = loopback.open();

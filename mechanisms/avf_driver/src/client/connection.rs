@@ -64,14 +64,19 @@ impl Connection {
         .map_err(failed)?;
         let address = SocketAddrUnix::new(path).map_err(failed)?;
         rustix::net::connect(&socket, &address).map_err(failed)?;
-        Ok(Self {
+        Ok(Self::over(socket, limit))
+    }
+
+    /// A connection over a connected socket.
+    pub(super) fn over(socket: OwnedFd, limit: Duration) -> Self {
+        Self {
             socket,
             limit,
             next_id: 0,
             incoming: Vec::new(),
             incoming_fds: Vec::new(),
             gone: false,
-        })
+        }
     }
 
     /// Whether the server is known to be gone.

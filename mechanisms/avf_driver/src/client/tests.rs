@@ -293,3 +293,27 @@ fn posted_writes_wait_for_nothing_and_come_in_order() {
     }
     assert_eq!(server.join().unwrap(), (0..100).collect::<Vec<_>>());
 }
+
+proptest::proptest! {
+    /// Whatever a server sends before it hangs up, calls end and nothing panics.
+    #[test]
+    fn random_bytes_from_the_server_end_every_call(
+        plausible: bool, bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)
+    ) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        if plausible {
+            // The id, command and type that the first call expects.
+            let header = Header { message_id: 0, command: 4, flags: 1, ..Header::default() };
+            let length = u32::try_from(bytes.len()).unwrap();
+            let header = Header { message_size: 16 + length, ..header };
+            theirs.write_all(header.as_bytes()).unwrap();
+        }
+        theirs.write_all(&bytes).unwrap();
+        drop(theirs);
+        let connection = Connection::over(ours.into(), LIMIT);
+        let client = Client { connection: Arc::new(Mutex::new(connection)), max_fds: 16 };
+        let _ = client.device_info();
+        proptest::prop_assert!(client.region_info(PciRegion::Bar0).is_err());
+        proptest::prop_assert!(client.reset().is_err());
+    }
+}

@@ -19,7 +19,7 @@ use vfio_user_protocol::{DeviceInfo, PciRegion};
 
 use super::{AvfControl, Capabilities, RebuildError, State};
 use crate::{
-    DriverError, QueuePair, Result,
+    DriverError, Event, QueuePair, Result,
     vector::{self, Vector},
 };
 
@@ -229,6 +229,8 @@ impl AvfControl {
         }
         self.state = State::Running;
         self.next_reset_check = None;
+        // What is told of resets so far is dealt with now.
+        self.pending.retain(|event| !matches!(event, Event::ResetImpending | Event::ResetDetected));
         self.take_messages()
     }
 

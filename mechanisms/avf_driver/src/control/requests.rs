@@ -41,6 +41,9 @@ impl Pause {
     }
 }
 
+/// A PF that has not answered for this long may have reset the function and lost the announcement.
+const LOOK_FOR_RESET: Duration = Duration::from_millis(50);
+
 impl AvfControl {
     /// Sends a request without waiting for an answer.
     pub(super) fn send(&mut self, request: &Request<'_>) -> Result<()> {
@@ -72,6 +75,7 @@ impl AvfControl {
         self.send(request)?;
         let limit = self.config.timeouts.mailbox;
         let mut pause = Pause::until(limit);
+        let mut look_for_reset = Instant::now() + LOOK_FOR_RESET;
         loop {
             while let Some(message) = self.next_message()? {
                 if message.opcode == opcode.value() && opcode != Opcode::Event {
@@ -85,8 +89,12 @@ impl AvfControl {
             }
             let check = self.bar.client().check();
             self.watch(check)?;
-            if !pause.sleep(self)? {
+            let more = pause.sleep(self)?;
+            if !more || Instant::now() >= look_for_reset {
+                look_for_reset = Instant::now() + LOOK_FOR_RESET;
                 self.look_for_reset()?;
+            }
+            if !more && self.resets_noticed() == resets {
                 return Err(DriverError::TimedOut { what: "the answer of the PF", limit });
             }
         }
