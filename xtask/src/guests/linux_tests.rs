@@ -58,6 +58,16 @@ fn script(address: Ipv4Addr, then: Then) -> String {
     )
 }
 
+/// What a guest is made of.
+#[derive(Copy, Clone)]
+pub(crate) struct Hardware<'a> {
+    pub(crate) qemu: &'a Qemu,
+    pub(crate) kernel: &'a Kernel,
+    /// An IOMMU of its own (VT-d), with which the guest maps each buffer by itself: thousands of DMA ranges that
+    /// come and go, instead of its memory as a whole.
+    pub(crate) iommu: bool,
+}
+
 /// A Linux guest with one VF.
 pub(crate) struct LinuxGuest {
     machine: Machine,
@@ -69,12 +79,12 @@ pub(crate) struct LinuxGuest {
 impl LinuxGuest {
     /// Boots it.
     pub(crate) fn boot(
-        qemu: &Qemu,
-        kernel: &Kernel,
+        hardware: Hardware<'_>,
         socket: &Path,
         modules: &[&str],
         script: &str,
     ) -> Result<Self> {
+        let Hardware { qemu, kernel, iommu } = hardware;
         let folder = tempfile::tempdir()?;
         let initramfs = folder.path().join("initramfs");
         fs::write(&initramfs, kernel.initramfs(modules, script)?)?;
@@ -82,7 +92,11 @@ impl LinuxGuest {
         let listener = std::os::unix::net::UnixListener::bind(&serial)?;
         let mut command = qemu.command();
         command.args(["-nodefaults", "-display", "none", "-no-user-config", "-no-reboot"]);
-        command.args(["-M", "q35,accel=tcg,memory-backend=mem", "-cpu", "max", "-m", "512M"]);
+        command.args(["-M", "q35,accel=tcg,memory-backend=mem,kernel-irqchip=split"]);
+        command.args(["-cpu", "max", "-m", "512M"]);
+        if iommu {
+            command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+        }
         command.args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"]);
         command.arg("-chardev").arg(format!("socket,id=serial,path={}", serial.display()));
         command.args(["-serial", "chardev:serial"]);
@@ -90,7 +104,9 @@ impl LinuxGuest {
         command.arg("-device").arg(vfio_user_device("vf0", "rp0", socket));
         command.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(&initramfs);
         // Without no_timer_check an emulated boot hangs now and then.
-        command.args(["-append", "console=ttyS0 no_timer_check panic=-1 loglevel=5"]);
+        let iommu = if iommu { " intel_iommu=on iommu.strict=1" } else { "" };
+        command.arg("-append");
+        command.arg(format!("console=ttyS0 no_timer_check panic=-1 loglevel=5{iommu}"));
         let mut machine = Machine::start(command, folder.path().join("qemu.log"))?;
         listener.set_nonblocking(true)?;
         let start = Instant::now();
@@ -171,14 +187,13 @@ fn read_lines(stream: UnixStream) -> Receiver<String> {
 
 /// Boots a guest on the VF of a socket, lets iavf bring it up, and pings.
 pub(crate) fn run_on(
-    qemu: &Qemu,
-    kernel: &Kernel,
+    hardware: Hardware<'_>,
     socket: &Path,
     address: Ipv4Addr,
     ping: Option<Ipv4Addr>,
 ) -> Result<()> {
     let clock = Clock::new();
-    let mut guest = up(qemu, kernel, socket, address, ping.map_or(Then::End, Then::Ping), &clock)?;
+    let mut guest = up(hardware, socket, address, ping.map_or(Then::End, Then::Ping), &clock)?;
     if let Some(peer) = ping {
         pinged(&mut guest, peer, &clock)?;
     }
@@ -187,8 +202,8 @@ pub(crate) fn run_on(
 }
 
 /// Starts an adapter, a user-mode VM on one of its VFs and a guest on another, and has the guest ping the VM.
-pub(crate) fn run(qemu: &Qemu, kernel: &Kernel) -> Result<()> {
-    println!("QEMU {}, Linux {}", qemu.version()?, kernel.release());
+pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
+    println!("QEMU {}, Linux {}", hardware.qemu.version()?, hardware.kernel.release());
     let stack = Stack::start(4)?;
     let vf = stack.attach("guest", "02:c1:ea:00:02:01", 4)?;
     let peer_vf = stack.attach("peer", "02:c1:ea:00:02:02", 1)?;
@@ -196,7 +211,7 @@ pub(crate) fn run(qemu: &Qemu, kernel: &Kernel) -> Result<()> {
     let clock = Clock::new();
     let _peer = stack.run_vm("peer", &peer_vf, &format!("{peer_address}/24"))?;
     clock.say(&format!("the user-mode VM is up as {peer_address}"));
-    let mut guest = up(qemu, kernel, &vf.socket, address, Then::Ping(peer_address), &clock)?;
+    let mut guest = up(hardware, &vf.socket, address, Then::Ping(peer_address), &clock)?;
     pinged(&mut guest, peer_address, &clock)?;
     guest.expect("end")?;
     let (one, two) = (stack.frames(&vf)?, stack.frames(&peer_vf)?);
@@ -224,8 +239,7 @@ impl Clock {
 
 /// Boots a guest and waits until its own iavf has the link up.
 fn up(
-    qemu: &Qemu,
-    kernel: &Kernel,
+    hardware: Hardware<'_>,
     socket: &Path,
     address: Ipv4Addr,
     then: Then,
@@ -233,7 +247,7 @@ fn up(
 ) -> Result<LinuxGuest> {
     let script = script(address, then);
     let boot = || {
-        let mut guest = LinuxGuest::boot(qemu, kernel, socket, &["iavf"], &script)?;
+        let mut guest = LinuxGuest::boot(hardware, socket, &["iavf"], &script)?;
         guest.expect("booted").map(|_| guest)
     };
     // An emulated kernel now and then loses a timer for good before it comes to the device at all.

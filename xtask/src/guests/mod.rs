@@ -26,7 +26,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
-use self::{kernel::Kernel, qemu::Qemu};
+use self::{kernel::Kernel, linux_tests::Hardware, qemu::Qemu};
 
 /// Runs tests in which stock QEMU is the other end.
 #[derive(Args)]
@@ -56,6 +56,9 @@ enum Which {
         /// With --socket: the address to ping; without it the guest only brings the interface up.
         #[arg(long)]
         ping: Option<Ipv4Addr>,
+        /// Give the guest an IOMMU of its own.
+        #[arg(long)]
+        iommu: bool,
     },
 }
 
@@ -71,14 +74,18 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
         }
         Which::Qtest { sockets } => {
             let sockets: Vec<&Path> = sockets.iter().map(PathBuf::as_path).collect();
-            qtest_tests::run(&Qemu::fetch(&Cache::open()?)?, &sockets)
+            let qemu = Qemu::fetch(&Cache::open()?)?;
+            qtest_tests::run(&qemu, &sockets)
         }
-        Which::Qemu { socket, address, ping } => {
+        Which::Qemu { socket, address, ping, iommu } => {
             let cache = Cache::open()?;
             let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache)?);
+            // Others may fetch while the guest runs.
+            drop(cache);
+            let hardware = Hardware { qemu: &qemu, kernel: &kernel, iommu: *iommu };
             match socket {
-                Some(socket) => linux_tests::run_on(&qemu, &kernel, socket, *address, *ping),
-                None => linux_tests::run(&qemu, &kernel),
+                Some(socket) => linux_tests::run_on(hardware, socket, *address, *ping),
+                None => linux_tests::run(hardware),
             }
         }
     }
