@@ -21,8 +21,12 @@ use super::{
 };
 use crate::{Drops, VfState};
 
-/// Descriptors of each ring: room for thirty of the largest TCP packets.
-const RING: u16 = 1024;
+/// Descriptors of a transmit ring: room for thirty of the largest TCP packets.
+const TRANSMIT_RING: u16 = 1024;
+/// Descriptors of a receive ring, of which the largest is taken that the VM's memory has room for. The largest
+/// holds as much of a TCP stream as Linux sends without an acknowledgement, so that nothing is lost while
+/// the carrier waits for a CPU.
+const RECEIVE_RINGS: [u16; 4] = [4096, 2048, 1024, 512];
 /// Segments handed to the driver at a time; more than the largest TCP packet has.
 const SEGMENTS: usize = 128;
 /// Device address of the first byte of the VM's memory.
@@ -62,9 +66,14 @@ impl VfConfig {
         })?;
         let mut config = DriverConfig::new(&self.socket);
         config.queue_pairs = self.queue_pairs;
-        config.tx_ring = RING;
-        config.rx_ring = RING;
+        config.tx_ring = TRANSMIT_RING;
         config.interrupts = true;
+        for ring in RECEIVE_RINGS {
+            config.rx_ring = ring;
+            if config.memory_needed()? <= self.memory.len() {
+                break;
+            }
+        }
         config.memory = MemorySource::Given {
             mapping: self.memory.clone(),
             fd: file,
