@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{MemoryError, SharedMapping, SharedSlice};
+use crate::{MemoryError, PAGE_SIZE, SharedMapping, SharedSlice};
 
 /// An address as the device sees it (IOVA), bytes.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Default)]
@@ -212,9 +212,39 @@ impl DmaMap {
         let fault = DmaFault { address, length, write };
         let index = self.regions.partition_point(|r| r.end() <= address.0);
         let region = self.regions.get(index).ok_or(fault)?;
-        within(region, address, length, write).ok_or(fault)?;
-        let offset = usize::try_from(address.0 - region.iova.0).map_err(|_| fault)?;
-        Ok((region.mapping.clone(), offset))
+        let offset = usize::try_from(address.0.checked_sub(region.iova.0).ok_or(fault)?)
+            .map_err(|_| fault)?;
+        if within(region, address, length, write).is_some() {
+            return Ok((region.mapping.clone(), offset));
+        }
+        self.gather(address, length, write).ok_or(fault)
+    }
+
+    /// As [`Self::locate`], for bytes that lie across adjacent regions: a guest with an IOMMU maps each page of
+    /// a ring by itself. The pages are mapped once more, one after the other.
+    fn gather(
+        &self,
+        address: DmaAddress,
+        length: usize,
+        write: bool,
+    ) -> Option<(SharedMapping, usize)> {
+        let page = PAGE_SIZE as u64;
+        let start = address.0 - address.0 % page;
+        let end = address.0.checked_add(length as u64)?.checked_next_multiple_of(page)?;
+        let mut parts = Vec::new();
+        let mut at = start;
+        while at < end {
+            let index = self.regions.partition_point(|r| r.end() <= at);
+            let region = self.regions.get(index)?;
+            let offset = usize::try_from(at.checked_sub(region.iova.0)?).ok()?;
+            let until = region.end().min(end);
+            let part = usize::try_from(until - at).ok()?;
+            within(region, DmaAddress(at), part, write)?;
+            parts.push((&region.mapping, offset, part));
+            at = until;
+        }
+        let mapping = SharedMapping::concatenate(&parts).ok()?;
+        Some((mapping, usize::try_from(address.0 - start).ok()?))
     }
 
     /// Reads bytes that may lie across several adjacent regions.
@@ -288,6 +318,8 @@ fn within(
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
     use crate::PageSize;
 
@@ -330,6 +362,28 @@ mod tests {
         }
         let nothing = DmaMap::empty();
         assert!(nothing.window(cache).read_slice(DmaAddress(0), 1).is_none());
+    }
+
+    #[test]
+    fn a_long_lived_view_spans_pages_mapped_one_by_one() {
+        let (memory, fd) = SharedMapping::create("guest", 4 * 4096, PageSize::Base).unwrap();
+        let mut map = DmaMap::empty();
+        // Adjacent to the device, scattered in memory.
+        for (iova, page) in [(0x1_0000, 2u64), (0x1_1000, 0), (0x1_2000, 3)] {
+            let mapping =
+                SharedMapping::map(fd.as_fd(), page * 4096, 4096, Access::ReadWrite).unwrap();
+            let iova = DmaAddress(iova);
+            map = map.with(DmaRegion { iova, mapping, access: Access::ReadWrite }).unwrap();
+        }
+        let (view, offset) = map.locate(DmaAddress(0x1_0800), 0x2000, true).unwrap();
+        view.slice(offset, 0x2000).unwrap().fill(7);
+        let byte = |at| memory.as_slice().read_object::<u8>(at).unwrap();
+        assert_eq!([byte(0x27FF), byte(0x2800), byte(0x0), byte(0xFFF)], [0, 7, 7, 7]);
+        assert_eq!([byte(0x3000), byte(0x37FF), byte(0x3800), byte(0x1000)], [7, 7, 0, 0]);
+        assert!(map.locate(DmaAddress(0x1_2800), 0x1000, true).is_err(), "beyond the last page");
+        drop(map);
+        view.slice(offset, 8).unwrap().fill(9);
+        assert_eq!(byte(0x2800), 9, "the view keeps the memory mapped");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     fs::{MemfdFlags, SealFlags},
-    mm::{MapFlags, ProtFlags},
+    mm::{MapFlags, MremapFlags, ProtFlags},
 };
 
 use crate::{Access, MemoryError, SharedSlice};
@@ -139,6 +139,59 @@ impl SharedMapping {
             source: rustix::io::Errno::NOMEM,
         })?;
         Ok(Self(Arc::new(Inner { base, length, access })))
+    }
+
+    /// A mapping in which parts of others lie one after the other: for each its byte offset and length, multiples
+    /// of the page size. It may be written only if all of them may.
+    pub fn concatenate(parts: &[(&Self, usize, usize)]) -> Result<Self, MemoryError> {
+        let mut length = 0usize;
+        let mut access = Access::ReadWrite;
+        for (mapping, offset, part) in parts {
+            let misaligned = || MemoryError::Misaligned {
+                offset: *offset as u64,
+                length: *part,
+                alignment: PAGE_SIZE,
+            };
+            if !offset.is_multiple_of(PAGE_SIZE) || !part.is_multiple_of(PAGE_SIZE) || *part == 0 {
+                return Err(misaligned());
+            }
+            mapping.slice(*offset, *part)?;
+            length = length.checked_add(*part).ok_or_else(misaligned)?;
+            if mapping.access() == Access::Read {
+                access = Access::Read;
+            }
+        }
+        let failed = |source| MemoryError::Map { offset: 0, length, source };
+        // SAFETY: a fresh reservation at an address of the kernel's choice; no length is an error of its own.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(failed)?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(failed(rustix::io::Errno::NOMEM))?;
+        // From here on the whole reservation goes with the value, however much of it has been filled.
+        let whole = Self(Arc::new(Inner { base, length, access }));
+        let mut at = 0;
+        for (mapping, offset, part) in parts {
+            // SAFETY: the part lies in `mapping`, whose pages are shared, so that an old size of 0 maps them once
+            // more; the target lies in the reservation, which nothing else uses.
+            unsafe {
+                rustix::mm::mremap_fixed(
+                    mapping.base().add(*offset).as_ptr().cast::<c_void>(),
+                    0,
+                    *part,
+                    MremapFlags::MAYMOVE,
+                    base.add(at).as_ptr().cast::<c_void>(),
+                )
+            }
+            .map_err(failed)?;
+            at += part;
+        }
+        Ok(whole)
     }
 
     /// Asks for transparent huge pages; without effect where the kernel has none for shared memory.

@@ -70,7 +70,7 @@ impl<const QWORDS: usize> DescriptorRing<QWORDS> {
         Ok(Self { base, length, _mapping: mapping.clone() })
     }
 
-    /// A ring of `length` descriptors at a DMA address; all of it must lie in one writable region.
+    /// A ring of `length` descriptors at a DMA address, in one writable region or in adjacent ones.
     pub fn at(map: &DmaMap, address: DmaAddress, length: u16) -> Result<Self, DmaFault> {
         let bytes = usize::from(length) * Self::DESCRIPTOR_SIZE;
         let fault = DmaFault { address, length: bytes, write: true };
