@@ -556,8 +556,7 @@ impl Drop for Adapter {
         {
             tracing::error!("the link thread had panicked");
         }
-        let vfs = std::mem::take(&mut lock(&self.state).vfs);
-        drop(vfs);
+        self.close();
     }
 }
 

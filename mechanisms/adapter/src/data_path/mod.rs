@@ -470,7 +470,10 @@ impl DataPath {
         let mut dropped = 0;
         for bytes in incoming.iter() {
             let (head, rest) = bytes.split_at_checked(HEAD_BYTES).unwrap_or((bytes, &[]));
-            let Some((key, tag_in_head)) = burst::frame_key(head, None) else { continue };
+            let Some((key, tag_in_head)) = burst::frame_key(head, None) else {
+                dropped += 1;
+                continue;
+            };
             let body = Body::Local(rest);
             let inspection = inspect::inspect(head, body, bytes.len());
             let frame = Frame { head, body, key, tag_in_head, inspection };
