@@ -135,6 +135,8 @@ static inline void step(struct rte_mempool *pool, struct counts *counts)
 
 	if (pending_count == 0 && rte_pktmbuf_alloc_bulk(pool, pending, burst) == 0) {
 		for (unsigned i = 0; i < burst; i++)
+			__builtin_prefetch(rte_pktmbuf_mtod(pending[i], void *), 1);
+		for (unsigned i = 0; i < burst; i++)
 			write_lines(pending[i], counts->sent + i);
 		pending_count = burst;
 	}
@@ -150,6 +152,8 @@ static inline void step(struct rte_mempool *pool, struct counts *counts)
 	counts->receive_calls++;
 	counts->empty += count == 0;
 	counts->received += count;
+	for (unsigned i = 0; i < count; i++)
+		rte_prefetch0(rte_pktmbuf_mtod(got[i], void *));
 	for (unsigned i = 0; i < count; i++) {
 		read_lines(got[i]);
 		counts->bytes += got[i]->pkt_len;

@@ -1,4 +1,5 @@
 //! Rules of the house that the compiler does not hold: layers, lints and licences.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
