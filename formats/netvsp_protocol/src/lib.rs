@@ -1,0 +1,1 @@
+//! NVSP and RNDIS on the wire: the synthetic network adapter's messages, as types.

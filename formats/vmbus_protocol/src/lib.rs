@@ -1,0 +1,1 @@
+//! VMBus on the wire: control messages, GPADLs, ring buffers and their packets, as types.

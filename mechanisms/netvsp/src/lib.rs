@@ -1,0 +1,1 @@
+//! NetVSP and NetVSC: the synthetic network adapter's two ends, over VMBus.
