@@ -102,6 +102,13 @@ enum Undelivered {
     RangeUpdate(VfIndex),
 }
 
+/// What came of a PnP request.
+pub(crate) struct Answered {
+    pub(crate) status: NtStatus,
+    /// The client that was waited for.
+    pub(crate) asked: Option<ClientId>,
+}
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -187,49 +194,49 @@ impl<D: SriovDevice + ?Sized> PfDriver<D> {
     /// IRP_MN_QUERY_STOP_DEVICE: asks the subscriber whether the device may stop for a rebalance, and waits for its answer.
     /// After an error (a veto) the device must not be stopped, and [`PfDriver::cancel_stop`] must follow.
     pub fn query_stop(&self) -> NtStatus {
-        self.pnp(PnpEvent::QueryStop)
+        self.pnp(PnpEvent::QueryStop).status
     }
 
     /// IRP_MN_STOP_DEVICE: after an allowed [`PfDriver::query_stop`].
     pub fn stop(&self) -> NtStatus {
-        self.pnp(PnpEvent::Stop)
+        self.pnp(PnpEvent::Stop).status
     }
 
     /// IRP_MN_CANCEL_STOP_DEVICE: the stop is called off. Tells the subscriber, and waits until it has taken notice.
     pub fn cancel_stop(&self) -> NtStatus {
-        self.pnp(PnpEvent::CancelStop)
+        self.pnp(PnpEvent::CancelStop).status
     }
 
     /// IRP_MN_START_DEVICE, to be called when the lower drivers have completed it. After a stop it tells the subscriber, and
     /// waits until it has taken notice.
     pub fn start(&self) -> NtStatus {
-        self.pnp(PnpEvent::Start)
+        self.pnp(PnpEvent::Start).status
     }
 
     /// IRP_MN_QUERY_REMOVE_DEVICE: asks a subscriber that wants removal events whether the device may be removed, and
     /// waits for its answer. An error is a veto.
     pub fn query_remove(&self) -> NtStatus {
-        self.pnp(PnpEvent::QueryRemove)
+        self.pnp(PnpEvent::QueryRemove).status
     }
 
     /// IRP_MN_CANCEL_REMOVE_DEVICE: the removal is called off.
     pub fn cancel_remove(&self) -> NtStatus {
-        self.pnp(PnpEvent::CancelRemove)
+        self.pnp(PnpEvent::CancelRemove).status
     }
 
     /// IRP_MN_SURPRISE_REMOVAL: the device is gone. Nobody is asked and nobody waited for: pending requests end, a PnP
     /// thread that waits goes on with STATUS_DEVICE_REMOVED, and from now on callbacks are answered with it.
     pub fn surprise_removal(&self) -> NtStatus {
-        self.pnp(PnpEvent::SurpriseRemoval)
+        self.pnp(PnpEvent::SurpriseRemoval).status
     }
 
     /// IRP_MN_REMOVE_DEVICE, or the driver is unloaded: like a surprise removal, and final.
     pub fn remove(&self) -> NtStatus {
-        self.pnp(PnpEvent::Remove)
+        self.pnp(PnpEvent::Remove).status
     }
 
     /// Raise and wait (SPEC-PCIVIRT §8.3).
-    fn pnp(&self, event: PnpEvent) -> NtStatus {
+    pub(crate) fn pnp(&self, event: PnpEvent) -> Answered {
         let mut finish = Finish::default();
         let mut state = lock(&self.state);
         let answer = state.step(event, &mut finish);
@@ -244,9 +251,10 @@ impl<D: SriovDevice + ?Sized> PfDriver<D> {
         self.finish(finish);
         match (waiter, now.waits_for()) {
             (Some(waiter), Some(event)) => {
-                waiter.wait(event, now.subscriber().map(|subscriber| subscriber.client))
+                let asked = now.subscriber().map(|subscriber| subscriber.client);
+                Answered { status: waiter.wait(event, asked), asked }
             }
-            _ => answer,
+            _ => Answered { status: answer, asked: None },
         }
     }
 

@@ -17,6 +17,7 @@ mod ioctl;
 mod luid;
 mod mitigation;
 pub mod pnp;
+mod rebalance;
 
 pub use bar::vf_resource_for_bar;
 pub use device::{InterfaceEntries, MitigableDevice, NO_VENDOR_AND_DEVICE, SriovDevice};
@@ -24,3 +25,4 @@ pub use device_control_protocol::{DeviceLocation, VendorAndDevice};
 pub use driver::{CompleteRequest, PfDriver};
 pub use ioctl::IoctlRequest;
 pub use luid::{LuidGenerator, LuidTable};
+pub use rebalance::Rebalance;

@@ -315,15 +315,15 @@ impl TestClient {
     }
 }
 
-/// A PnP request on its own thread.
-pub struct PnpThread {
-    status: Receiver<NtStatus>,
+/// A PnP request, or several that belong together, on a thread of their own.
+pub struct PnpThread<R = NtStatus> {
+    status: Receiver<R>,
 }
 
-impl PnpThread {
+impl<R: Send + 'static> PnpThread<R> {
     pub fn start(
         driver: &Arc<PfDriver<TestDevice>>,
-        request: impl FnOnce(&PfDriver<TestDevice>) -> NtStatus + Send + 'static,
+        request: impl FnOnce(&PfDriver<TestDevice>) -> R + Send + 'static,
     ) -> Self {
         let (sender, status) = channel();
         let driver = Arc::clone(driver);
@@ -331,7 +331,7 @@ impl PnpThread {
         Self { status }
     }
 
-    pub fn status(&self) -> NtStatus {
+    pub fn status(&self) -> R {
         self.status.recv_timeout(SOON).expect("the PnP thread is stuck")
     }
 
