@@ -42,7 +42,7 @@ pub enum StartError {
     #[error("the adapter is not halted; halt it before starting it again")]
     NotHalted,
     /// The driver's capabilities break a rule.
-    #[error("the PF miniport driver's capabilities cannot be: {0}")]
+    #[error("the PF miniport driver's capabilities cannot be")]
     Capabilities(#[from] CapabilityFault),
     /// More VFs than the card has.
     #[error("NicSwitches\\0\\*NumVFs is {configured} and the card has {hardware} VFs; lower it")]

@@ -5,7 +5,7 @@ use std::fmt;
 use device_control_protocol::DriverName;
 use ndis_protocol::{
     IndicationCode, NdisStatus, NdisStructure, NicSwitchCapabilities, Oid,
-    ReceiveFilterCapabilities, RequestKind,
+    ReceiveFilterCapabilities, RequestKind, VfId,
 };
 
 use crate::Refusal;
@@ -52,6 +52,21 @@ pub enum NdisEvent {
         status: NdisStatus,
         /// Why it was refused.
         refusal: Option<Refusal>,
+    },
+    /// A configuration block of a VF was written (OID_SRIOV_WRITE_VF_CONFIG_BLOCK). One that NDIS itself wrote comes from
+    /// the VF's own driver, by the WriteVfConfigBlock callback; one that an overlying driver wrote is news to it.
+    ConfigBlockWritten {
+        /// Whose block.
+        vf_id: VfId,
+        /// Which block.
+        block_id: u32,
+        /// Who wrote it.
+        requester: Requester,
+    },
+    /// A VF was freed: by its owner, or because that unbound or the adapter halts.
+    VfFreed {
+        /// The VF.
+        vf_id: VfId,
     },
     /// A status is indicated to the overlying drivers.
     StatusIndicated(StatusIndication),

@@ -2,10 +2,10 @@
 
 use ndis_protocol::{
     NdisNicSwitchVfParameters, NdisSriovVfVendorDeviceIdInfo, NdisStructure,
-    NicSwitchFreeVfParameters, SriovBarResources, SriovProbedBars, SriovReadVfConfigBlock,
-    SriovReadVfConfigSpace, SriovResetVf, SriovSetVfPowerState, SriovVfVendorDeviceId,
-    SriovWriteVfConfigBlock, SriovWriteVfConfigSpace, SwitchId, VfId, VfInfo, VfInfoArray,
-    VfParameters, WireStructure,
+    NicSwitchFreeVfParameters, RequestorId, SriovBarResources, SriovProbedBars,
+    SriovReadVfConfigBlock, SriovReadVfConfigSpace, SriovResetVf, SriovSetVfPowerState,
+    SriovVfVendorDeviceId, SriovWriteVfConfigBlock, SriovWriteVfConfigSpace, SwitchId, VfId,
+    VfInfo, VfInfoArray, VfParameters, WireStructure,
 };
 use pcivirt_protocol::{PCI_EXPRESS_CONFIG_SPACE_SIZE, VPCI_MAX_READ_WRITE_BLOCK_SIZE};
 
@@ -14,7 +14,7 @@ use crate::cache::{VfRecord, count};
 use crate::completion::Reply;
 use crate::refusal::Object;
 use crate::route::Request;
-use crate::{AllocateVf, PfMiniport, Refusal, VendorDeviceId};
+use crate::{AllocateVf, NdisEvent, PfMiniport, Refusal, VendorDeviceId};
 
 /// How far from its structure a request may want its data; more has no use, and answers are as long as that.
 const MAX_BUFFER_OFFSET: u32 = 4096;
@@ -93,7 +93,18 @@ impl<M: PfMiniport> Ndis<M> {
         }
         self.miniport.free_vf(vf_id).map_err(|status| request.refused(status))?;
         self.cache.vfs.remove(&vf_id);
+        self.subscribers.tell(&NdisEvent::VfFreed { vf_id });
         Ok(Reply::done(request.input.len()))
+    }
+
+    /// The card's buses have other numbers since a rebalance: notes where each allocated VF is now, by `location`. A VF
+    /// that it names no requestor id for keeps the one it had.
+    pub fn vfs_moved(&mut self, mut location: impl FnMut(VfId) -> Option<RequestorId>) {
+        for (vf_id, record) in &mut self.cache.vfs {
+            if let Some(requestor_id) = location(*vf_id) {
+                record.info.requestor_id = requestor_id;
+            }
+        }
     }
 
     pub(crate) fn query_vf_parameters(&self, request: &Request<'_>) -> Result<Reply, Refusal> {
@@ -168,6 +179,11 @@ impl<M: PfMiniport> Ndis<M> {
         self.miniport
             .write_vf_config_block(write.vf_id, write.block_id, &write.data)
             .map_err(|status| request.refused(status))?;
+        self.subscribers.tell(&NdisEvent::ConfigBlockWritten {
+            vf_id: write.vf_id,
+            block_id: write.block_id,
+            requester: request.requester.clone(),
+        });
         Ok(Reply::done(request.input.len()))
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use ndis_protocol::*;
 use pcivirt_protocol::{DevicePowerState, Luid, NtStatus, VfIndex};
 use pf_driver::{LuidGenerator, NO_VENDOR_AND_DEVICE, SriovDevice};
 
@@ -147,4 +148,46 @@ fn the_drivers_status_comes_through_as_ntstatus() {
     ndis.lock().unwrap().halt();
     assert_eq!(stack.device.reset_vf(VF0), Err(NtStatus::INVALID_DEVICE_STATE));
     assert_eq!(stack.device.num_vfs(), 0);
+}
+
+#[test]
+fn observers_hear_of_blocks_that_were_written_and_of_vfs_that_were_freed() {
+    let mut bench = Bench::new();
+    let vf_id = bench.allocate_vf("vm1").unwrap();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&heard);
+    bench.ndis.subscribe(move |event| match event {
+        NdisEvent::ConfigBlockWritten { vf_id, block_id, requester } => {
+            sink.lock().unwrap().push(format!("VF {} block {block_id} {requester}", vf_id.get()));
+        }
+        NdisEvent::VfFreed { vf_id } => {
+            sink.lock().unwrap().push(format!("VF {} freed", vf_id.get()));
+        }
+        _ => {}
+    });
+    let write =
+        |block_id, data: &[u8]| SriovWriteVfConfigBlock { vf_id, block_id, data: data.to_vec() };
+    bench.set(Oid::SriovWriteVfConfigBlock, &write(5, &[1])).unwrap();
+    // Refused: nothing was written.
+    bench.set(Oid::SriovWriteVfConfigBlock, &write(6, &[0; 129])).unwrap_err();
+    let ndis = Arc::new(Mutex::new(bench.ndis));
+    let device = NdisSriovDevice::new(Arc::clone(&ndis), &mut LuidGenerator::starting_at(1));
+    device.write_vf_config_block(VF0, 7, &[2]).unwrap();
+    ndis.lock().unwrap().unbind(&driver("stack"));
+    assert_eq!(*heard.lock().unwrap(), ["VF 0 block 5 stack", "VF 0 block 7 NDIS", "VF 0 freed"]);
+}
+
+#[test]
+fn vfs_that_have_moved_are_found_where_they_are_now() {
+    let stack = stack();
+    let moved = RequestorId::new(0, 9, 3);
+    stack.device.ndis().lock().unwrap().vfs_moved(|vf_id| moved.filter(|_| vf_id.get() == 0));
+    let location = stack.device.get_device_location(VF0);
+    assert_eq!((location.bus_number, location.function_number), (9, 3));
+    let ndis = stack.device.ndis().lock().unwrap();
+    let info = &ndis.cache().vf(vf_id(0)).unwrap().info;
+    assert_eq!(Some(info.requestor_id), moved);
+    drop(ndis);
+    stack.device.ndis().lock().unwrap().vfs_moved(|_| None);
+    assert_eq!(stack.device.get_device_location(VF0).bus_number, 9);
 }
