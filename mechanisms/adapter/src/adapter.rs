@@ -16,7 +16,7 @@ use avf_device::VfConfig;
 use ndis_protocol::{FilterId, FunctionId, InterruptModeration, MacAddress, VPortId, VfId};
 use nic_switch::{ReceiveFilter, SwitchError, VPortPolicy};
 use pci_function::{PhysicalFunction, VirtualizationRequest, avf};
-use pcie_protocol::{PciLocation, RoutingId, VfIndex};
+use pcie_protocol::{PciLocation, VfIndex};
 use uplink::UplinkSpec;
 use vfio_user_server::{ServerOptions, VfioUserServer};
 
@@ -24,16 +24,17 @@ use crate::{
     AdapterConfig, AdapterError, FunctionStats, UplinkStats,
     data_path::{DataPath, DataPathHandle, DataPathStopped, FunctionSlot, Worker},
     function::{AvfFunction, FunctionHost, FunctionPolicy, SharedLink},
+    resources::Resources,
 };
 
 /// VSI id of the PF; VF n has n + 2.
 const PF_VSI: u16 = 1;
 
 /// A function and the socket it is served on. Fields drop in order: first the server, which calls the other.
-struct Served {
+pub(crate) struct Served {
     /// Gone once the adapter has been closed.
     server: Mutex<Option<VfioUserServer>>,
-    function: Arc<Mutex<AvfFunction>>,
+    pub(crate) function: Arc<Mutex<AvfFunction>>,
 }
 
 impl Served {
@@ -43,8 +44,8 @@ impl Served {
 }
 
 /// An allocated VF.
-struct Vf {
-    served: Served,
+pub(crate) struct Vf {
+    pub(crate) served: Served,
     /// Its VPort, once it has one.
     vport: Option<VPortId>,
     mac: MacAddress,
@@ -58,8 +59,8 @@ struct VPort {
 }
 
 #[derive(Default)]
-struct State {
-    vfs: BTreeMap<VfId, Vf>,
+pub(crate) struct State {
+    pub(crate) vfs: BTreeMap<VfId, Vf>,
     vports: BTreeMap<VPortId, VPort>,
 }
 
@@ -68,7 +69,7 @@ pub struct Adapter {
     // Threads that call functions end before the worker that functions call.
     link_thread: Option<JoinHandle<()>>,
     link_changes: Option<crossbeam_channel::Sender<()>>,
-    state: Arc<Mutex<State>>,
+    pub(crate) state: Arc<Mutex<State>>,
     pf: Served,
     pci: Mutex<PhysicalFunction>,
     link: Arc<SharedLink>,
@@ -143,17 +144,16 @@ impl Adapter {
         });
         let worker =
             Worker::start(data_path, config.worker.clone()).map_err(AdapterError::Thread)?;
-        // Bus 1, device 0, function 0: behind a root port, as on any machine.
-        let location = PciLocation { segment: 0, routing_id: RoutingId::new(1, 0) };
-        let pci = avf::adapter(
+        let mut pci = avf::adapter(
             &avf::PhysicalFunctionConfig {
                 msi_x_vectors: config.default_vport_queue_pairs + 1,
                 total_vfs: config.total_vfs,
                 ..avf::PhysicalFunctionConfig::default()
             },
-            location,
+            Resources::FIRST.location(),
         )
         .map_err(AdapterError::Pci)?;
+        Resources::FIRST.assign(&mut pci).map_err(AdapterError::Pci)?;
         let host = FunctionHost {
             slot: FunctionSlot::PF,
             data_path: worker.handle().clone(),
@@ -620,7 +620,7 @@ fn open_uplink(spec: &UplinkSpec, max_frame: u16) -> Result<Box<dyn uplink::Upli
         .map_err(|source| AdapterError::Uplink { spec: spec.to_string(), source })
 }
 
-/// A lock whose holder panicked is still a lock: the state behind it is changed in single steps.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A lock whose holder panicked is still a lock: the state behind it, as the cache of NDIS, is changed in whole steps.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -19,6 +19,10 @@ pub enum PrivateControl {
     ResetVf = 4,
     /// Nothing in, nothing out: the adapter ends as on SIGTERM.
     Shutdown = 5,
+    /// Nothing in, [`RebalanceOutcome`] as JSON out: the PF is given other resources, as a PnP manager does it
+    /// (SPEC-PCIVIRT §8.6). Pends while the client that is attached is asked, and until it has taken notice;
+    /// STATUS_DEVICE_BUSY while another rebalance is under way. Cancelling the request does not end the rebalance.
+    Rebalance = 6,
 }
 
 impl PrivateControl {
@@ -30,6 +34,7 @@ impl PrivateControl {
             3 => Self::SetVPortPolicy,
             4 => Self::ResetVf,
             5 => Self::Shutdown,
+            6 => Self::Rebalance,
             _ => return None,
         })
     }
@@ -42,6 +47,83 @@ impl PrivateControl {
 
 /// Room that the answer of [`PrivateControl::Status`] may need, bytes: 256 VFs.
 pub const STATUS_CAPACITY: usize = 512 << 10;
+
+/// Room that the answer of [`PrivateControl::Rebalance`] may need, bytes.
+pub const REBALANCE_CAPACITY: usize = 1024;
+
+/// How a rebalance ended.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum RebalanceOutcome {
+    /// The PF was stopped and runs again with other resources. Its VFs were reset by it.
+    Done {
+        /// The client that was asked: it allowed the stop, or left without an answer.
+        asked: Option<String>,
+        /// The PF's bus number from now on.
+        bus: u8,
+        /// Milliseconds from the request to the last answer.
+        milliseconds: u64,
+    },
+    /// A client did not allow it: nothing has changed.
+    Vetoed {
+        /// The client.
+        by: String,
+        /// Name of the status that it gave.
+        status: String,
+        /// Milliseconds from the request to the last answer.
+        milliseconds: u64,
+    },
+}
+
+impl std::fmt::Display for RebalanceOutcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Done { asked, bus, milliseconds } => {
+                write!(
+                    f,
+                    "done in {milliseconds} ms: the PF is on bus {bus} now, its VFs were reset; "
+                )?;
+                match asked {
+                    Some(client) => write!(f, "{client} was asked before"),
+                    None => f.write_str("no client was attached"),
+                }
+            }
+            Self::Vetoed { by, status, milliseconds } => {
+                write!(
+                    f,
+                    "vetoed by {by} with {status} after {milliseconds} ms; nothing has changed"
+                )
+            }
+        }
+    }
+}
+
+/// The PF driver towards the virtualization stack (SPEC-PCIVIRT §8).
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PnpStatus {
+    /// Where it is.
+    pub phase: PnpPhase,
+    /// The client that is attached.
+    pub client: Option<String>,
+}
+
+/// Where a PF driver is in a rebalance or removal.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PnpPhase {
+    /// Running.
+    Running,
+    /// The client is asked whether the device may stop.
+    AskingToStop,
+    /// Stopped, or about to be.
+    Stopped,
+    /// Running again; the client is told, and has not taken notice.
+    AnnouncingRestart,
+    /// The client is asked whether the device may be removed.
+    AskingToRemove,
+    /// Gone.
+    Removed,
+}
 
 /// Names a VF.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
@@ -59,6 +141,8 @@ pub struct AdapterStatus {
     pub num_vfs: u16,
     /// OIDs that NDIS itself has issued, in order: the switch at start.
     pub ndis_oids: Vec<NdisOid>,
+    /// The PF driver and its client.
+    pub pnp: PnpStatus,
     /// The physical port.
     pub uplink: UplinkStatus,
     /// The PF's own queue pairs.

@@ -11,6 +11,7 @@
 //! * `function`: one PCI function: configuration space, registers, doorbells, interrupts
 //! * `miniport`: the NDIS contract in front of the adapter
 //! * [`AdapterServer`]: all of it behind a device control socket; [`control`]: its private controls
+//! * `resources`, `rebalance`: what the machine gives the adapter, and how it is changed
 //! * [`data_path`]: the worker thread that moves the frames
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
@@ -23,6 +24,8 @@ pub mod data_path;
 mod error;
 mod function;
 mod miniport;
+mod rebalance;
+mod resources;
 mod server;
 
 pub use adapter::{Adapter, AllocatedVf, RequestError};

@@ -3,7 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, Weak},
     time::Instant,
 };
 
@@ -14,15 +14,17 @@ use device_control::{
 use ndis::{AdapterConfiguration, Ndis, NdisEvent, NdisSriovDevice, Requester, request_kind};
 use ndis_protocol::{FunctionId, VPortId, VfId, VlanId};
 use nic_switch::{VPortPolicy, VlanPolicy, VlanSet};
-use pcivirt_protocol::{IoctlCode, NtStatus};
+use pcivirt_protocol::{IoctlCode, NtStatus, VfIndex};
 use pf_driver::{LuidGenerator, PfDriver};
 
 use crate::{
     Adapter, AdapterConfig, AdapterError, AdapterMiniport, RequestError,
+    adapter::lock,
     control::{
-        AdapterStatus, FunctionStatus, NdisOid, PrivateControl, SetVPortPolicy, UplinkStatus,
-        VfNumber, VfStatus, VlanMode,
+        AdapterStatus, FunctionStatus, NdisOid, PnpStatus, PrivateControl, SetVPortPolicy,
+        UplinkStatus, VfNumber, VfStatus, VlanMode,
     },
+    rebalance::Rebalancer,
 };
 
 /// OIDs of NDIS itself that are kept for reports; callbacks of the PF driver contract make more.
@@ -51,6 +53,7 @@ pub enum StartError {
 pub struct AdapterServer {
     control: Option<DeviceControlServer>,
     pf: Arc<PfDriver<NdisSriovDevice<AdapterMiniport>>>,
+    rebalancer: Arc<Rebalancer>,
     ndis: Arc<Mutex<Ndis<AdapterMiniport>>>,
     adapter: Arc<Adapter>,
     shutdown: crossbeam_channel::Receiver<()>,
@@ -80,8 +83,12 @@ impl AdapterServer {
         let device = Arc::new(NdisSriovDevice::new(Arc::clone(&ndis), &mut luids));
         let (ask, shutdown) = crossbeam_channel::bounded(1);
         let pf = Arc::new(PfDriver::new(device));
+        lock(&ndis).subscribe(tell_pf_driver(Arc::downgrade(&pf)));
+        let rebalancer = Rebalancer::new(Arc::clone(&pf), Arc::clone(&ndis), Arc::clone(&adapter));
+        let rebalancer = Arc::new(rebalancer);
         let handler = Handler {
             ndis: Arc::clone(&ndis),
+            rebalancer: Arc::clone(&rebalancer),
             pf: PfDriverHandler::new(Arc::clone(&pf)),
             adapter: Arc::clone(&adapter),
             issued,
@@ -89,7 +96,7 @@ impl AdapterServer {
         };
         let control = DeviceControlServer::start(ServerConfig::new(path, name), Arc::new(handler))
             .map_err(StartError::Control)?;
-        Ok(Self { control: Some(control), pf, ndis, adapter, shutdown })
+        Ok(Self { control: Some(control), pf, rebalancer, ndis, adapter, shutdown })
     }
 
     /// The NIC.
@@ -114,6 +121,7 @@ impl Drop for AdapterServer {
         // is halted in order.
         self.pf.remove();
         self.control = None;
+        self.rebalancer.join();
         lock(&self.ndis).halt();
         // A connection that is just ending may still hold the adapter.
         self.adapter.close();
@@ -143,6 +151,30 @@ fn note_ndis_oids(issued: Arc<Mutex<Vec<NdisOid>>>) -> impl FnMut(&NdisEvent) + 
     }
 }
 
+/// An observer that tells the PF driver contract what concerns it (SPEC-NDIS-SRIOV §8). A configuration block that an
+/// overlying driver writes is news to the VF's driver; one that NDIS writes is what that driver has written itself.
+fn tell_pf_driver(
+    pf: Weak<PfDriver<NdisSriovDevice<AdapterMiniport>>>,
+) -> impl FnMut(&NdisEvent) + Send + 'static {
+    move |event| {
+        let Some(pf) = pf.upgrade() else { return };
+        match event {
+            NdisEvent::ConfigBlockWritten {
+                vf_id,
+                block_id,
+                requester: Requester::Overlying(_),
+            } => {
+                // Blocks beyond 63 cannot be named by a mask; the adapter has none.
+                if let Some(mask) = 1u64.checked_shl(*block_id) {
+                    pf.invalidate_block(VfIndex(vf_id.get()), mask);
+                }
+            }
+            NdisEvent::VfFreed { vf_id } => pf.forget_vf(VfIndex(vf_id.get())),
+            _ => {}
+        }
+    }
+}
+
 /// The device control socket of an adapter whose sockets are in `directory`.
 pub fn control_socket(directory: &Path) -> PathBuf {
     directory.join(CONTROL_SOCKET)
@@ -150,6 +182,7 @@ pub fn control_socket(directory: &Path) -> PathBuf {
 
 struct Handler {
     ndis: Arc<Mutex<Ndis<AdapterMiniport>>>,
+    rebalancer: Arc<Rebalancer>,
     pf: PfDriverHandler<NdisSriovDevice<AdapterMiniport>>,
     adapter: Arc<Adapter>,
     issued: Arc<Mutex<Vec<NdisOid>>>,
@@ -157,8 +190,14 @@ struct Handler {
 }
 
 impl DeviceControlHandler for Handler {
+    fn connected(&self, client: &Client) -> Result<(), NtStatus> {
+        self.rebalancer.connected(client);
+        Ok(())
+    }
+
     fn disconnected(&self, client: &Client) {
         self.pf.disconnected(client);
+        self.rebalancer.disconnected(client);
     }
 
     fn ioctl(&self, client: &Client, code: IoctlCode, request: Request) {
@@ -170,6 +209,7 @@ impl DeviceControlHandler for Handler {
     }
 
     fn cancel(&self, client: &Client, id: RequestId) {
+        self.rebalancer.cancel(client, id);
         self.pf.cancel(client, id);
     }
 
@@ -187,9 +227,13 @@ impl DeviceControlHandler for Handler {
         request.complete(completion);
     }
 
-    fn private(&self, _client: &Client, code: u32, request: Request) {
+    fn private(&self, client: &Client, code: u32, request: Request) {
         let done = match PrivateControl::from_code(code) {
             None => Err(NtStatus::INVALID_DEVICE_REQUEST),
+            Some(PrivateControl::Rebalance) => {
+                self.rebalancer.begin(client, request);
+                return;
+            }
             Some(control) => self.private_control(control, &request.input),
         };
         let completion = match done {
@@ -208,7 +252,8 @@ impl Handler {
     fn private_control(&self, control: PrivateControl, input: &[u8]) -> Result<Vec<u8>, NtStatus> {
         match control {
             PrivateControl::Status => {
-                let mut status = self.adapter.status().map_err(|error| nt_status(&error))?;
+                let pnp = self.rebalancer.status();
+                let mut status = self.adapter.status(pnp).map_err(|error| nt_status(&error))?;
                 status.ndis_oids.clone_from(&lock(&self.issued));
                 serde_json::to_vec(&status).map_err(|_| NtStatus::UNSUCCESSFUL)
             }
@@ -233,8 +278,8 @@ impl Handler {
                 self.adapter.pf_reset_vf(vf).map_err(|error| nt_status(&error))?;
                 Ok(Vec::new())
             }
-            // Done once it is completed.
-            PrivateControl::Shutdown => Ok(Vec::new()),
+            // Done once it is completed; and begun already.
+            PrivateControl::Shutdown | PrivateControl::Rebalance => Ok(Vec::new()),
         }
     }
 }
@@ -261,7 +306,7 @@ fn policy(change: &SetVPortPolicy) -> Option<(VPortId, VPortPolicy)> {
     Some((vport, policy))
 }
 
-fn nt_status(error: &RequestError) -> NtStatus {
+pub(crate) fn nt_status(error: &RequestError) -> NtStatus {
     tracing::warn!(%error, "a private control failed");
     match error {
         RequestError::NoSuchVf(_) | RequestError::NoSuchVPort(_) => NtStatus::NOT_FOUND,
@@ -272,8 +317,8 @@ fn nt_status(error: &RequestError) -> NtStatus {
 }
 
 impl Adapter {
-    /// What the adapter is doing, for people and programs.
-    pub fn status(&self) -> Result<AdapterStatus, RequestError> {
+    /// What the adapter is doing, for people and programs; `pnp` is what its PF driver does.
+    pub fn status(&self, pnp: PnpStatus) -> Result<AdapterStatus, RequestError> {
         let (spec, last_error) = self.uplink_state()?;
         let function = |id| {
             Ok::<_, RequestError>(FunctionStatus {
@@ -296,6 +341,7 @@ impl Adapter {
             name: self.config().name.clone(),
             num_vfs: self.pci().active_vfs(),
             ndis_oids: Vec::new(),
+            pnp,
             uplink: UplinkStatus {
                 spec,
                 link_up: self.link_is_up(),
@@ -310,9 +356,4 @@ impl Adapter {
                 .unwrap_or(u64::MAX),
         })
     }
-}
-
-/// A lock whose holder panicked is still a lock: NDIS changes its cache in whole steps.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
