@@ -3,7 +3,10 @@
 //! Each role is a process of its own: `adapter` is a NIC, `vm` a virtual machine; `nic` manages an adapter;
 //! `demo` puts all of it together. Layer: faces (ARCHITECTURE.md).
 
-use std::process::ExitCode;
+use std::{
+    io::{IsTerminal, stderr},
+    process::ExitCode,
+};
 
 use clap::Parser;
 
@@ -42,7 +45,11 @@ fn main() -> ExitCode {
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("CLEARWAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
     let done: anyhow::Result<ExitCode> = match Arguments::parse().command {
         Command::Adapter(arguments) => adapter_command::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Nic(arguments) => nic_command::run(arguments).map(|()| ExitCode::SUCCESS),

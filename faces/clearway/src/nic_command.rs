@@ -15,7 +15,7 @@ pub(crate) struct NicArguments {
     #[arg(long, value_name = "DIR")]
     directory: PathBuf,
     /// Print data as JSON.
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
     command: NicCommand,

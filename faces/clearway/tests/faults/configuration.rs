@@ -25,10 +25,15 @@ fn what_a_configuration_file_may_not_say_is_refused_with_its_place() {
     refused("[keywords]\n'*SRIOV' = 2\n", &["line 2", "*SRIOV", "2"]);
     refused("[keywords]\n'*SRIOV' = [1]\n", &["line 2", "*SRIOV"]);
     refused("[keywords]\n'NicSwitches\\0\\*NumVFs' = -1\n", &["line 2", "NumVFs"]);
-    refused("[keyword]\n'*SRIOV' = 1\n", &["[keyword]", "[keywords] and [adapter]"]);
-    refused("sriov = 1\n", &["sriov", "[keywords] and [adapter]"]);
-    refused("[adapter]\nnumber_of_vfs = 1\n", &["[adapter]", "number_of_vfs", "total_vfs"]);
-    refused("[adapter]\ntotal_vfs = 257\n", &["[adapter]", "total_vfs", "257", "0 to 256"]);
+    refused("\n[keyword]\n'*SRIOV' = 1\n", &["line 2", "[keyword]", "[keywords] and [adapter]"]);
+    refused("sriov = 1\n", &["line 1", "sriov", "[keywords] and [adapter]"]);
+    refused(
+        "[keywords]\n'*SRIOV' = 1\n'NicSwitches\\0\\*NumVFs' = 257\n",
+        &["line 3", r"NicSwitches\0\*NumVFs", "257", "at most 256"],
+    );
+    refused("[adapter]\nnumber_of_vfs = 1\n", &["line 2: [adapter]", "number_of_vfs", "total_vfs"]);
+    refused("[adapter]\ncpu = 0\ntotal_vfs = 257\n", &["line 3: [adapter]", "257", "0 to 256"]);
+    refused("[adapter]\nqueue_pairs = 3\ntotal_vfs = 8\n", &["queue_pairs = 3", "8 VFs", "raise"]);
     refused("[adapter]\ntotal_vfs = -1\n", &["[adapter]", "total_vfs"]);
     refused("[adapter]\ntotal_vfs = 'many'\n", &["[adapter]", "total_vfs", "not a number"]);
     refused("[adapter]\nqueue_pairs_per_vport = 3\n", &["queue_pairs_per_vport", "power of two"]);
@@ -77,7 +82,7 @@ fn more_vfs_than_a_pf_can_have_are_refused() {
     let directory = User::Same.directory();
     let path = directory.path().to_str().unwrap();
     let output = User::Same.clearway(&["adapter", "--directory", path, "--vfs", "257"]);
-    assert_refused(&output, &["257", "at most 256"]);
+    assert_refused(&output, &["--vfs 257", "at most 256"]);
     assert_eq!(names_in(directory.path()), [""; 0]);
     for vfs in ["65536", "-1", "many"] {
         let vfs = format!("--vfs={vfs}");

@@ -80,3 +80,17 @@ fn a_directory_that_cannot_be_used_is_refused_by_name() {
     let output = User::Same.clearway(&["adapter", "--directory", long.to_str().unwrap()]);
     assert_refused(&output, &["107"]);
 }
+
+#[test]
+fn json_is_given_whichever_side_of_the_subcommand_it_is_asked_for() {
+    let directory = User::Same.directory();
+    let adapter = Adapter::start(User::Same, directory.path(), 1);
+    let path = directory.path().to_str().unwrap();
+    for arguments in [["--json", "show"], ["show", "--json"]] {
+        let output = User::Same.clearway(&[&["nic", "--directory", path], &arguments[..]].concat());
+        let status: adapter::control::AdapterStatus =
+            serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(status.num_vfs, 1);
+    }
+    drop(adapter);
+}
