@@ -68,7 +68,7 @@ pub enum RebalanceOutcome {
     Vetoed {
         /// The client.
         by: String,
-        /// Name of the status that it gave.
+        /// The status that it gave: name and code.
         status: String,
         /// Milliseconds from the request to the last answer.
         milliseconds: u64,
