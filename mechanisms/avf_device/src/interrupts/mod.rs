@@ -22,8 +22,8 @@ use avf_protocol::registers::{
 use shared_memory::DoorbellPage;
 
 use self::vector::{
-    ARMED, Attempt, ENABLED, FUNCTION_MASK, GATE, PEND, PENDING_BIT, VECTOR_MASK, VectorState,
-    WIRED,
+    ARMED, Attempt, ENABLED, FUNCTION_MASK, GATE, PEND, PEND_NOW, PENDING_BIT, VECTOR_MASK,
+    VectorState, WIRED,
 };
 use crate::config::MAX_VECTORS;
 
@@ -36,7 +36,7 @@ pub struct InterruptVectors {
     icr01: AtomicU32,
     icr0_ena1: AtomicU32,
     itr01: [AtomicU32; 3],
-    /// The least time between two messages of a queue vector, whatever the driver asks for, nanoseconds.
+    /// The least time between two messages for queues, whatever the driver asks for, nanoseconds.
     least_interval_ns: AtomicU64,
     /// Holds the ITRN registers, which drivers may write without our seeing it.
     rx_doorbells: DoorbellPage,
@@ -106,7 +106,8 @@ impl InterruptVectors {
 
     // ---- the data path ----
 
-    /// A queue has something to report on `vector`, moderated by ITR `itr_index` (0–2; 3 is none).
+    /// A queue has something to report on `vector`, moderated by ITR `itr_index` (0–2; 3 is none, which leaves the
+    /// least interval of [`Self::set_least_interval`]).
     ///
     /// Called by the worker once after a burst, when all write-backs are done. Takes no lock and allocates
     /// nothing; at most one eventfd write. Returns when (ns) the message is due if its interval holds it
@@ -152,8 +153,7 @@ impl InterruptVectors {
     /// The admin queue has a message: latches ICR01.ADMINQ, whatever is enabled, and raises vector 0.
     pub(crate) fn raise_admin(&self, now_ns: u64) -> Option<u64> {
         self.icr01.fetch_or(cause::ADMINQ, Ordering::AcqRel);
-        let [.., none] = PEND;
-        self.update(0, none, 0, now_ns)
+        self.update(0, PEND_NOW, 0, now_ns)
     }
 
     /// DYN_CTL01 (vector 0) or DYN_CTLN1 is written. Returns when a message is due that its interval holds
@@ -168,8 +168,7 @@ impl InterruptVectors {
             if value.intena() { set |= ARMED } else { clear |= ARMED }
         }
         if value.software_trigger() {
-            let [.., none] = PEND;
-            set |= none;
+            set |= PEND_NOW;
             if vector == 0 {
                 self.icr01.fetch_or(cause::SWINT, Ordering::AcqRel);
             }
@@ -235,8 +234,9 @@ impl InterruptVectors {
 
     // ---- moderation by the VPort ----
 
-    /// Sets the least time between two messages of a queue vector, nanoseconds: what the administrator
-    /// decides for the VPort holds on top of what the driver writes to ITR registers.
+    /// Sets the least time between two messages for queues, nanoseconds: what the administrator decides for the
+    /// VPort (SPEC-NDIS-SRIOV §4) holds on top of what the driver writes to ITR registers, and also where it maps
+    /// a queue to no ITR or to vector 0. What the admin queue has to say, and software triggers, never wait.
     pub fn set_least_interval(&self, interval_ns: u64) {
         self.least_interval_ns.store(interval_ns, Ordering::Relaxed);
     }
@@ -331,9 +331,7 @@ impl InterruptVectors {
         let spacing = |index: usize| {
             let index = u8::try_from(index).unwrap_or(NO_ITR);
             let asked = u64::from(self.itr(vector, index)) * ITR_UNIT_NS;
-            let least =
-                if vector == 0 { 0 } else { self.least_interval_ns.load(Ordering::Relaxed) };
-            asked.max(least)
+            asked.max(self.least_interval_ns.load(Ordering::Relaxed))
         };
         match entry.state.update(set, clear, now_ns, spacing) {
             Attempt::Nothing => None,

@@ -139,6 +139,54 @@ fn c56_an_interval_of_n_spaces_messages_by_2n_microseconds_and_0_does_not() {
     assert_eq!(w.messages(1), 1);
 }
 
+/// The moderation of the VPort is the administrator's: no mapping of the driver's goes around it.
+#[test]
+fn a_vports_moderation_holds_for_every_itr_index_and_on_vector_0() {
+    for (vector, index) in [(1, 0), (1, 1), (1, 2), (1, 3), (1, 200), (0, 0), (0, 3)] {
+        let w = wired();
+        w.vectors.write_icr0_ena1(cause::ADMINQ, 0);
+        w.vectors.set_least_interval(80_000);
+        w.write(vector, 0x19);
+        assert_eq!(w.vectors.raise(vector, index, 1_000_000), None);
+        assert_eq!(w.messages(usize::from(vector)), 1);
+        w.vectors.write_dyn_ctl(vector, DynCtl::ENABLE, 1_001_000);
+        let due = w.vectors.raise(vector, index, 1_002_000).unwrap();
+        assert!((1_080_000..1_080_128).contains(&due), "{vector} {index}: {due}");
+        assert_eq!(w.messages(usize::from(vector)), 0);
+        assert_eq!(w.vectors.expire_due(due), None);
+        assert_eq!(w.messages(usize::from(vector)), 1);
+    }
+}
+
+#[test]
+fn without_moderation_a_queue_without_itr_is_reported_at_once() {
+    let w = wired();
+    for now in [1_000, 1_001, 1_002] {
+        w.vectors.write_dyn_ctl(1, DynCtl::ENABLE, now);
+        assert_eq!(w.vectors.raise(1, 3, now), None);
+        assert_eq!(w.messages(1), 1);
+    }
+}
+
+/// Moderation is about frames: a driver that waits for an answer to a message is not kept waiting.
+#[test]
+fn the_admin_queue_and_software_triggers_never_wait() {
+    let w = wired();
+    w.vectors.write_icr0_ena1(cause::ADMINQ, 0);
+    w.vectors.set_least_interval(250_000);
+    w.vectors.set_itr(0, 0, 4095);
+    w.write(0, 0x19);
+    w.vectors.raise(0, 0, 1_000_000);
+    assert_eq!(w.messages(0), 1);
+    w.vectors.write_dyn_ctl(0, DynCtl::ENABLE, 1_001_000);
+    assert!(w.vectors.raise(0, 0, 1_002_000).is_some());
+    assert_eq!(w.vectors.raise_admin(1_003_000), None);
+    assert_eq!(w.messages(0), 1);
+    assert_eq!(w.vectors.write_dyn_ctl(1, DynCtl::FORCE_WRITE_BACK, 1_004_000), None);
+    assert_eq!(w.vectors.write_dyn_ctl(1, DynCtl::FORCE_WRITE_BACK, 1_005_000), None);
+    assert_eq!(w.messages(1), 2);
+}
+
 #[test]
 fn a_message_that_a_register_write_makes_due_later_is_found_by_the_worker() {
     let w = wired();

@@ -9,25 +9,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// INTENA: a message may be sent.
 pub(super) const ARMED: u64 = 1 << 0;
-/// There was an event since the last message, by ITR index 0–3; index 3 waits for nothing.
+/// A queue had an event since the last message, by ITR index 0–3. Index 3 is no ITR: the VPort's moderation alone
+/// spaces its messages.
 pub(super) const PEND: [u64; 4] = [1 << 1, 1 << 2, 1 << 3, 1 << 4];
-const PEND_ANY: u64 = 0b1_1110;
+/// There was an event that waits for nothing: of the admin queue, or a software trigger.
+pub(super) const PEND_NOW: u64 = 1 << 5;
+const PEND_ANY: u64 = 0b11_1110;
 /// Causes may fire: always for queue vectors, ICR0_ENA1.ADMINQ for vector 0.
-pub(super) const GATE: u64 = 1 << 5;
+pub(super) const GATE: u64 = 1 << 6;
 /// MSI-X is enabled and the function may master the bus.
-pub(super) const ENABLED: u64 = 1 << 6;
+pub(super) const ENABLED: u64 = 1 << 7;
 /// Mask bit of the vector's MSI-X table entry.
-pub(super) const VECTOR_MASK: u64 = 1 << 7;
+pub(super) const VECTOR_MASK: u64 = 1 << 8;
 /// Function mask of the MSI-X capability.
-pub(super) const FUNCTION_MASK: u64 = 1 << 8;
+pub(super) const FUNCTION_MASK: u64 = 1 << 9;
 /// Pending bit of the MSI-X pending bit array.
-pub(super) const PENDING_BIT: u64 = 1 << 9;
+pub(super) const PENDING_BIT: u64 = 1 << 10;
 /// There is an eventfd to write to.
-pub(super) const WIRED: u64 = 1 << 10;
+pub(super) const WIRED: u64 = 1 << 11;
 
-const FLAGS: u32 = 11;
+const FLAGS: u32 = 12;
 const FLAGS_MASK: u64 = (1 << FLAGS) - 1;
-/// The time of the last message is kept in units of 128 ns, rounded up; 0 is never. 53 bits last 36 years.
+/// The time of the last message is kept in units of 128 ns, rounded up; 0 is never. 52 bits last 18 years.
 const TIME_SHIFT: u32 = 7;
 
 /// The atomic word, abstract so that the tests can put a model checker's in its place.
@@ -62,7 +65,7 @@ pub(super) enum Attempt {
 
 /// Changes flags, then sends if everything allows it. Pure.
 ///
-/// `spacing` gives the least time between messages, ns, for an ITR index of 0–2.
+/// `spacing` gives the least time between messages, ns, for an ITR index of 0–3.
 #[inline]
 fn transition(
     word: u64,
@@ -82,7 +85,7 @@ fn transition(
         return (word, if released { Attempt::Send } else { Attempt::Nothing });
     }
     // A message that leaves its pending bit takes the new one along: pending bits do not count.
-    if !released && word & PEND[3] == 0 {
+    if !released && word & PEND_NOW == 0 {
         let last = (word >> FLAGS) << TIME_SHIFT;
         let wait = least_spacing(word, spacing);
         let due = last.saturating_add(wait);
@@ -99,7 +102,7 @@ fn transition(
 #[inline]
 fn least_spacing(word: u64, spacing: &impl Fn(usize) -> u64) -> u64 {
     let mut least = u64::MAX;
-    for (index, bit) in PEND.iter().enumerate().take(3) {
+    for (index, bit) in PEND.iter().enumerate() {
         if word & bit != 0 {
             least = least.min(spacing(index));
         }
@@ -201,7 +204,7 @@ mod tests {
         assert_eq!(vector.update(PEND[1], 0, 3_000, spacing), Attempt::Wait(11_280));
         assert_eq!(vector.update(0, 0, 11_279, spacing), Attempt::Wait(11_280));
         assert_eq!(vector.update(0, 0, 11_280, spacing), Attempt::Send);
-        assert_eq!(vector.update(ARMED | PEND[3], 0, 11_281, spacing), Attempt::Send);
+        assert_eq!(vector.update(ARMED | PEND_NOW, 0, 11_281, spacing), Attempt::Send);
     }
 
     #[test]
