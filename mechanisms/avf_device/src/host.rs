@@ -19,6 +19,8 @@ pub struct TxQueueConfig {
     pub vector: Option<u16>,
     /// ITR index, 0–3; 3 is none.
     pub itr: u8,
+    /// Whether tags in descriptors are inserted ([`VfSettings::vlan_insert`]).
+    pub insert_tags: bool,
 }
 
 /// Which write-back form an RX queue uses (SPEC-AVF §5.4).

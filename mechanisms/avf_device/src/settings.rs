@@ -87,7 +87,8 @@ pub struct VfSettings {
     pub vlans: Vec<u16>,
     /// Whether the 802.1Q tag of received frames moves to the descriptor.
     pub vlan_strip: bool,
-    /// Whether tags in TX descriptors are inserted.
+    /// Whether tags in TX descriptors are inserted. If not, a packet that comes with one all the same is malformed:
+    /// it must not leave without its tag, as a frame of another VLAN.
     pub vlan_insert: bool,
     /// RSS.
     pub rss: RssSettings,

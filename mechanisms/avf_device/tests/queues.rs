@@ -27,7 +27,7 @@ fn queues_start_as_they_were_configured_and_mapped() {
     g.must(Request::EnableQueues(QueueSelect::new(VSI, 0b10, 0b11)));
     let tx = |queue: u16, vector, itr| {
         let ring = DmaAddress(RINGS + u64::from(queue) * 0x1000);
-        (queue, TxQueueConfig { ring, length: 512, vector, itr })
+        (queue, TxQueueConfig { ring, length: 512, vector, itr, insert_tags: true })
     };
     let rx = RxQueueConfig {
         ring: DmaAddress(RINGS + 0x1800),

@@ -205,6 +205,8 @@ impl TxQueue {
                         packet.offload = data.offload();
                         packet.tci = data.l2tag1();
                         malformed |= data.is_dummy() || data.is_fcoe();
+                        // Without its tag it would be a frame of another VLAN.
+                        malformed |= packet.tci.is_some() && !self.config.insert_tags;
                         first = false;
                     }
                     let length = usize::from(data.length());
@@ -324,6 +326,7 @@ impl Sender {
         self.max_frame = usize::from(settings.max_frame);
         for (queue, interrupt) in self.queues.iter_mut().zip(settings.tx_interrupts) {
             if let Some(queue) = queue {
+                queue.config.insert_tags = settings.vlan_insert;
                 queue.set_interrupt(interrupt);
             }
         }

@@ -284,6 +284,7 @@ impl AvfDevice {
             length: ring.length,
             vector: interrupt.vector,
             itr: interrupt.itr,
+            insert_tags: self.settings.vlan_insert,
         })
     }
 

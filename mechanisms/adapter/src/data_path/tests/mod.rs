@@ -191,7 +191,13 @@ impl Guest {
     }
 
     pub(super) fn tx_config(&self) -> TxQueueConfig {
-        TxQueueConfig { ring: DmaAddress(TX_RING), length: self.length, vector: None, itr: 1 }
+        TxQueueConfig {
+            ring: DmaAddress(TX_RING),
+            length: self.length,
+            vector: None,
+            itr: 1,
+            insert_tags: true,
+        }
     }
 
     pub(super) fn rx_config(&self) -> RxQueueConfig {

@@ -242,6 +242,38 @@ fn c43_a_tag_alone_is_inserted_also_into_what_no_offload_knows() {
     }
 }
 
+/// A packet whose tag may not be inserted does not leave without it, as a frame of another VLAN.
+#[test]
+fn c31_with_insertion_off_a_packet_with_a_tag_is_malformed_and_others_pass() {
+    let mut rig = any_vlan(2);
+    let bytes = frame(1, 0, &pattern(100));
+    for (on, before_start) in [(false, false), (true, false), (false, true), (true, true)] {
+        let settings = VfSettings { vlan_insert: on, ..settings() };
+        if before_start {
+            rig.path.stop_queues(vf(0), 1, 0);
+            let config = TxQueueConfig { insert_tags: on, ..rig.guest(0).tx_config() };
+            rig.guest(0).tx_tail = 0;
+            rig.path.start_queues(vf(0), &[(0, config)], &[]).unwrap();
+        } else {
+            rig.path.apply(vf(0), &settings, MacAddress::new(mac(0)));
+        }
+        let before = rig.stats(0).transmit;
+        rig.guest(0).send_with(&[&bytes], TxOffload::default(), Some(0x4064), None);
+        rig.guest(0).send(&bytes);
+        rig.run();
+        if on {
+            assert_eq!(rig.guest(1).receive().unwrap().0, tagged(&bytes, 0x4064));
+            rig.guest(1).repost();
+        }
+        assert_eq!(rig.guest(1).receive().unwrap().0, bytes);
+        rig.guest(1).repost();
+        assert!(rig.guest(1).receive().is_none());
+        let after = rig.stats(0).transmit;
+        assert_eq!(after.malformed - before.malformed, u64::from(!on));
+        assert_eq!(after.unicast - before.unicast, 1 + u64::from(on));
+    }
+}
+
 /// What the NIC did not compute it does not vouch for, whatever the descriptor says.
 #[test]
 fn a_checksum_filled_elsewhere_does_not_make_a_packet_good() {
