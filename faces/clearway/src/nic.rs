@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adapter::control::{AdapterStatus, PrivateControl, STATUS_CAPACITY, SetVPortPolicy, VfNumber};
+use adapter::control::{
+    AdapterStatus, PrivateControl, REBALANCE_CAPACITY, RebalanceOutcome, STATUS_CAPACITY,
+    SetVPortPolicy, VfNumber,
+};
 use anyhow::{Context, Result, bail};
 use device_control::{ClientError, DeviceControlClient, DriverName, OidRequestKind};
 use ndis_protocol::{
@@ -15,6 +18,7 @@ use ndis_protocol::{
     ReceiveFilterMoveFilterParameters, ReceiveFilterParameters, RequestorId, SriovResetVf, VPortId,
     VPortParameters, VfId, VfOwner, VfParameters,
 };
+use pcivirt_protocol::NtStatus;
 use serde::Serialize;
 
 /// How long one request may take.
@@ -282,6 +286,30 @@ impl<'o> Nic<'o> {
     pub(crate) fn pf_reset_vf(&mut self, vf: u16) -> Result<()> {
         let input = serde_json::to_vec(&VfNumber { vf })?;
         self.private(PrivateControl::ResetVf, &format!("VF {vf}"), &input)
+    }
+
+    /// Has the PF given other resources, as a PnP manager does it, and waits until the clients have answered.
+    pub(crate) fn rebalance(&mut self, patience: Duration) -> Result<RebalanceOutcome> {
+        let code = PrivateControl::Rebalance.code();
+        let start = Instant::now();
+        let done = self.client.private(code, &[], REBALANCE_CAPACITY, patience);
+        let status = done.as_ref().err().map_or(NtStatus::SUCCESS, ClientError::status);
+        self.record("Rebalance", "the PF", &status.to_string(), start);
+        match done {
+            Ok(output) => serde_json::from_slice(&output).context("the outcome of the rebalance"),
+            Err(ClientError::Failed { status: NtStatus::DEVICE_BUSY, .. }) => {
+                bail!("another rebalance is under way; `clearway nic show` says who is asked")
+            }
+            Err(ClientError::TimedOut { .. }) => {
+                let client = self.status()?.pnp.client;
+                let client = client.as_deref().unwrap_or("the client that is attached");
+                bail!(
+                    "{client} has not answered within {} s; the rebalance goes on when it does, or when it ends",
+                    patience.as_secs()
+                )
+            }
+            Err(error) => Err(error).context("rebalancing the PF"),
+        }
     }
 
     /// The adapter ends.

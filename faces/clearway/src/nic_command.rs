@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use adapter::control::{AdapterStatus, SetVPortPolicy, VlanMode};
+use adapter::control::{
+    AdapterStatus, PnpPhase, PnpStatus, RebalanceOutcome, SetVPortPolicy, VlanMode,
+};
 use anyhow::{Context, Result, bail};
 use ndis_protocol::{FilterMatch, MacAddress, VlanCondition, VlanId};
 
@@ -83,6 +85,12 @@ enum NicCommand {
     SetUplink {
         /// none, tap:NAME, packet:INTERFACE, pcap:IN[,OUT] or cable:SOCKET.
         spec: uplink::UplinkSpec,
+    },
+    /// Have the PF given other resources, as a PnP manager does it: a client that is attached is asked, and may veto.
+    Rebalance {
+        /// How long to wait for the client's answers, seconds.
+        #[arg(long, default_value_t = 30)]
+        timeout: u64,
     },
     /// End the adapter.
     Shutdown,
@@ -170,6 +178,17 @@ pub(crate) fn run(arguments: NicArguments) -> Result<()> {
             nic.set_policy(&SetVPortPolicy { vport, allow_spoofing, allow_promiscuous, vlan })?;
         }
         NicCommand::SetUplink { spec } => nic.set_uplink(&spec.to_string())?,
+        NicCommand::Rebalance { timeout } => {
+            let outcome = nic.rebalance(Duration::from_secs(timeout))?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&outcome)?);
+            } else if matches!(outcome, RebalanceOutcome::Done { .. }) {
+                println!("{outcome}");
+            }
+            if matches!(outcome, RebalanceOutcome::Vetoed { .. }) {
+                bail!("the rebalance was {outcome}");
+            }
+        }
         NicCommand::Shutdown => nic.shutdown()?,
     }
     Ok(())
@@ -178,6 +197,7 @@ pub(crate) fn run(arguments: NicArguments) -> Result<()> {
 fn show(status: &AdapterStatus) {
     let uplink = &status.uplink;
     println!("{}: {} VFs enabled, copies by {}", status.name, status.num_vfs, status.copy_method);
+    println!("{}", attached(&status.pnp));
     println!(
         "uplink {} ({}): {} frames in, {} out, {} not taken",
         uplink.spec,
@@ -211,5 +231,18 @@ fn show(status: &AdapterStatus) {
     for vf in &status.vfs {
         let vport = vf.vport.map_or("-".into(), |vport| vport.to_string());
         row(&format!("VF {}", vf.vf), &vf.mac, vport, vf.queue_pairs.to_string(), &vf.function);
+    }
+}
+
+/// The PF driver towards the virtualization stack, in words.
+fn attached(pnp: &PnpStatus) -> String {
+    let client = pnp.client.as_deref().unwrap_or("no client");
+    match pnp.phase {
+        PnpPhase::Running => format!("{client} is attached"),
+        PnpPhase::AskingToStop => format!("{client} is asked whether the PF may stop"),
+        PnpPhase::Stopped => format!("the PF is stopped; {client} is attached"),
+        PnpPhase::AnnouncingRestart => format!("{client} is told that the PF runs again"),
+        PnpPhase::AskingToRemove => format!("{client} is asked whether the PF may be removed"),
+        PnpPhase::Removed => "the PF is gone".into(),
     }
 }
