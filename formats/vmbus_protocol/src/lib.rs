@@ -9,7 +9,46 @@
 //! Layer: formats (ARCHITECTURE.md). Used by `vmbus` and by the devices on it.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
+mod client_message;
+mod gpadl;
+mod identifiers;
+mod message;
+mod offer;
 mod ring;
+mod server_message;
+mod synic;
+#[cfg(test)]
+mod tests;
+mod version;
+
+pub use client_message::{
+    ClientMessage, GpadlBody, GpadlHeader, InitiateContact, MonitorPages, OpenChannel,
+    OpenReservedChannel, SignalParameters, TargetInfo, TlConnectRequest,
+};
+pub use gpadl::{
+    GPADL_BODY_WORDS, GPADL_HEADER_WORDS, Gpadl, GpadlAssembly, GpadlError, GpadlRange, GpadlWords,
+    MAX_GPADL_WORDS,
+};
+pub use identifiers::{
+    ChannelId, GpadlId, INTERFACE_HEARTBEAT, INTERFACE_KVP, INTERFACE_NETWORK, INTERFACE_SCSI,
+    INTERFACE_SHUTDOWN, INTERFACE_TIMESYNC, INTERFACE_VPCI, VpIndex,
+};
+pub use message::{MESSAGE_HEADER_SIZE, MessageBytes, MessageError, MessageType, Sender};
+pub use offer::{
+    HvsockUserDefined, Offer, OfferFlags, PipeType, PipeUserDefined, USER_DEFINED_SIZE, UserDefined,
+};
+pub use server_message::{
+    ConnectionState, STATUS_CONNECTION_REFUSED, STATUS_SUCCESS, STATUS_UNSUCCESSFUL, ServerMessage,
+    SupportedFeatures, VersionResponse,
+};
+pub use synic::{
+    MAX_MESSAGE_SIZE, MESSAGE_FLAG_PENDING, MessageSlot, MonitorPage, MonitorParameter,
+    MonitorTriggerGroup, VMBUS_MESSAGE_TYPE,
+};
+pub use version::{
+    CONNECTION_ID, FeatureFlags, MAX_CHANNELS, MULTI_CLIENT_CONNECTION_ID, Negotiated, VMBUS_SINT,
+    Version, channel_connection_id,
+};
 
 pub use pcivirt_protocol::Guid;
 pub use ring::{
