@@ -66,6 +66,16 @@ impl<'a> SharedSlice<'a> {
         Some(u64::from_le(unsafe { read_unaligned_volatile(at) }))
     }
 
+    /// Loads the first `8 * N` bytes, each word in memory order, least byte first; `None` if there are fewer.
+    #[inline(always)]
+    pub fn load_words<const N: usize>(&self) -> Option<[u64; N]> {
+        let base = self.get(0, 8 * N)?.base.cast::<u64>();
+        Some(std::array::from_fn(|word| {
+            // SAFETY: all words are in range; the loads are volatile, since others may write them.
+            u64::from_le(unsafe { read_unaligned_volatile(base.add(word)) })
+        }))
+    }
+
     /// `length` bytes from `offset`, or `None` if they are not all inside.
     #[inline(always)]
     pub fn get(&self, offset: usize, length: usize) -> Option<SharedSlice<'a>> {

@@ -133,7 +133,7 @@ const fn is_untagged(head: [u64; 2]) -> bool {
 
 #[inline(always)]
 fn head_of(frame: SharedSlice<'_>) -> Option<[u64; 2]> {
-    Some([frame.load_bytes8(0)?, frame.load_bytes8(8)?])
+    frame.load_words()
 }
 
 /// Decides where a plain frame goes; `None` if that is anything but one queue of one function, untouched.
@@ -186,24 +186,31 @@ fn run<'m, 'f>(
     };
     mark_dirty(dirty, target.queue, fabric.dirty, target.slot);
     let mut reserve = queue.reserve_run(left.len(), map, doorbells);
+    // What is longer goes by the general path.
+    let longest = reserve.longest().min(source.max_frame);
     let (mut sent, mut sent_bytes) = (0u64, 0u64);
     let (mut delivered, mut delivered_bytes) = (0u64, 0u64);
     while let Some((frame, others)) = left.split_first() {
         let length = frame.len();
-        let Some(head) = head_of(*frame) else { break };
-        if addresses(head) != target.addresses || !is_untagged(head) || length > source.max_frame {
+        if length > longest {
             break;
         }
-        if !reserve.fits_one_buffer(length) {
+        let words = frame.load_words::<6>();
+        let head = match words {
+            Some([first, second, ..]) => [first, second],
+            None => match head_of(*frame) {
+                Some(head) => head,
+                None => break,
+            },
+        };
+        if addresses(head) != target.addresses || !is_untagged(head) {
             break;
         }
         left = others;
         sent += 1;
         sent_bytes += length as u64;
-        let (packet_type, status) = match inspect::inspect_common(head, *frame) {
-            Some(common) => common,
-            None => inspect_alone(*frame),
-        };
+        let common = words.and_then(|words| inspect::inspect_common(&words, length));
+        let (packet_type, status) = common.unwrap_or_else(|| inspect_alone(*frame));
         match reserve.take(length, packet_type, status) {
             Ok(to) => {
                 to.prefetch_write();
@@ -215,6 +222,7 @@ fn run<'m, 'f>(
             Err(reason) => refused(stats, reason),
         }
     }
+    drop(reserve);
     source.stats.unicast += sent;
     source.stats.bytes += sent_bytes;
     stats.unicast += delivered;

@@ -2,7 +2,6 @@
 
 use avf_protocol::{packet_type::PacketType, receive::legacy};
 use offload::{ChecksumVerdict, L4Protocol, L4Verifier, PacketInfo, classify, verify_ipv4_header};
-use shared_memory::SharedSlice;
 
 use super::deliver::Body;
 
@@ -30,38 +29,32 @@ pub(crate) fn inspect(head: &[u8], body: Body<'_>, length: usize) -> Inspection 
 }
 
 /// [`inspect`] for the most common frames, in a few instructions: IPv4 without options, tags or fragments,
-/// carrying UDP that states no checksum. `None` for everything else. `head` are the first 16 bytes.
+/// carrying UDP that states no checksum. `None` for everything else. `words` are the first 48 bytes of a frame of
+/// `length`; all fields are read as they lie in memory, least byte first.
 #[inline(always)]
-pub(crate) fn inspect_common(head: [u64; 2], frame: SharedSlice<'_>) -> Option<(PacketType, u64)> {
-    // All fields are read as they lie in memory, least byte first.
-    const IPV4: u64 = 0x0008;
-    const VERSION_4_FIVE_WORDS: u64 = 0x45;
-    const UDP: u64 = 17;
-    // The bits of flags and fragment offset that a fragment has: more fragments, and the offset.
-    const FRAGMENT: u64 = 0xFF3F;
-    let [_, second] = head;
-    if (second >> 32) & 0xFFFF != IPV4 {
-        return None;
-    }
-    let (a, b) = (frame.load_bytes8(14)?, frame.load_bytes8(22)?);
-    let (c, udp) = (frame.load_bytes8(26)? >> 32, frame.load_bytes8(34)?);
-    let datagram = big_endian(a >> 16);
-    let payload = big_endian(udp >> 32);
-    let common = a & 0xFF == VERSION_4_FIVE_WORDS
-        && (a >> 48) & FRAGMENT == 0
-        && (b >> 8) & 0xFF == UDP
-        && datagram + 14 <= frame.len()
+pub(crate) fn inspect_common(words: &[u64; 6], length: usize) -> Option<(PacketType, u64)> {
+    // Bytes 12 to 14: ethertype, version, header length.
+    const IPV4_FIVE_WORDS: u64 = 0x45_0008;
+    // Bytes 20, 21 and 23: more fragments, fragment offset, protocol.
+    const FRAGMENT_AND_PROTOCOL: u64 = 0xFF00_FF3F << 32;
+    const WHOLE_UDP: u64 = 17 << 56;
+    let [_, w1, w2, w3, w4, w5] = *words;
+    let datagram = big_endian(w2);
+    let payload = big_endian(w4 >> 48);
+    let common = (w1 >> 32) & 0xFF_FFFF == IPV4_FIVE_WORDS
+        && w2 & FRAGMENT_AND_PROTOCOL == WHOLE_UDP
+        && datagram + 14 <= length
         && payload + 20 == datagram
         && payload >= 8
-        && udp >> 48 == 0;
+        && w5 & 0xFFFF == 0;
     if !common {
         return None;
     }
-    let sum = (a & 0xFFFF_FFFF) + (a >> 32) + (b & 0xFFFF_FFFF) + (b >> 32) + c;
-    let sum = (sum & 0xFFFF) + ((sum >> 16) & 0xFFFF) + (sum >> 32);
-    let sum = (sum & 0xFFFF) + (sum >> 16);
-    let sum = (sum & 0xFFFF) + (sum >> 16);
-    Some((PacketType::IPV4_UDP, legacy::L3L4P | bit(sum != 0xFFFF, legacy::IPE)))
+    // The header lies from byte 14 to 34. Its sum is a multiple of 2^16 - 1 exactly if it is sound: it is not 0.
+    let half = |word: u64| (word & 0xFFFF_FFFF) + (word >> 32);
+    let sum = (w1 >> 48) + half(w2) + half(w3) + (w4 & 0xFFFF);
+    let sound = sum.is_multiple_of(0xFFFF);
+    Some((PacketType::IPV4_UDP, legacy::L3L4P | bit(!sound, legacy::IPE)))
 }
 
 /// The 16-bit number whose bytes, most significant first, are the low two of `word`.

@@ -164,10 +164,9 @@ impl RxQueue {
     ) -> Run<'q, 'm> {
         let wanted = u16::try_from(count).unwrap_or(u16::MAX);
         self.available(wanted, doorbells);
-        let longest = self.config.buffer_size.min(self.config.max_frame_size);
         Run {
             left: self.known(),
-            longest: longest.into(),
+            head: self.head,
             window: dma.window(self.cache),
             dma,
             queue: self,
@@ -262,15 +261,15 @@ pub(crate) struct Run<'q, 'm> {
     window: DmaWindow<'m>,
     /// Posted descriptors that are left.
     left: u16,
-    /// Longest frame that one buffer takes.
-    longest: usize,
+    /// Next descriptor to take; the queue is told at the end.
+    head: u16,
 }
 
 impl<'m> Run<'_, 'm> {
-    /// Whether a frame of `length` bytes is one for [`take`](Self::take).
+    /// The longest frame that is one for [`take`](Self::take), bytes.
     #[inline(always)]
-    pub(crate) fn fits_one_buffer(&self, length: usize) -> bool {
-        length <= self.longest
+    pub(crate) fn longest(&self) -> usize {
+        self.queue.config.buffer_size.min(self.queue.config.max_frame_size).into()
     }
 
     /// Takes one descriptor for a unicast frame that fits into one buffer.
@@ -285,9 +284,12 @@ impl<'m> Run<'_, 'm> {
             return Err(NoRoom::NoBuffers);
         }
         self.left -= 1;
-        let index = self.queue.advance();
+        let index = self.head;
+        self.head = if index + 1 == self.queue.ring.len() { 0 } else { index + 1 };
         // Two descriptors to a cache line; they are written back soon.
-        self.queue.ring.prefetch_write(index.wrapping_add(16));
+        if index.is_multiple_of(2) {
+            self.queue.ring.prefetch_write(index.wrapping_add(16));
+        }
         let address = DmaAddress(self.queue.ring.load(index, 0, Ordering::Relaxed));
         let buffer = match self.window.write_slice(address, length) {
             Some(buffer) => buffer,
@@ -304,6 +306,12 @@ impl<'m> Run<'_, 'm> {
             .with_status(status);
         self.queue.pending.push(Writeback::new(index, back));
         Ok(buffer)
+    }
+}
+
+impl Drop for Run<'_, '_> {
+    fn drop(&mut self) {
+        self.queue.head = self.head;
     }
 }
 
