@@ -182,7 +182,7 @@ fn setting(config: &mut AdapterConfig, name: &str, value: &DeValue<'_>) -> Resul
         "longest_sleep_us" => {
             let sleep = Duration::from_micros(number(1..=1_000_000)?.into());
             config.worker.idle.longest_sleep = sleep;
-            config.worker.idle.first_sleep = config.worker.idle.first_sleep.min(sleep);
+            config.worker.idle.shortest_sleep = config.worker.idle.shortest_sleep.min(sleep);
         }
         "spin_us" => {
             config.worker.idle.spin = Duration::from_micros(number(0..=10_000_000)?.into());

@@ -97,23 +97,29 @@ impl Schedule {
     }
 }
 
-/// How long a worker without work keeps looking, and how it sleeps after that.
+/// How long a worker without work keeps looking, and how it sleeps after that: the longer the silence, the
+/// longer the sleep, so that whoever breaks the silence waits for a small part of it at most.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct IdlePolicy {
     /// Looks without pause for this long after the last frame.
     pub spin: Duration,
-    /// First sleep; each further one is twice as long.
-    pub first_sleep: Duration,
+    /// Shortest sleep.
+    pub shortest_sleep: Duration,
     /// Longest sleep, and so the longest time until a doorbell is seen.
     pub longest_sleep: Duration,
+}
+
+impl IdlePolicy {
+    /// In between, a sleep lasts the silence divided by this.
+    const PART_OF_SILENCE: u32 = 512;
 }
 
 impl Default for IdlePolicy {
     fn default() -> Self {
         Self {
             spin: Duration::from_micros(200),
-            first_sleep: Duration::from_micros(20),
-            longest_sleep: Duration::from_millis(1),
+            shortest_sleep: Duration::from_micros(20),
+            longest_sleep: Duration::from_millis(2),
         }
     }
 }
@@ -132,12 +138,11 @@ pub(crate) enum Idle {
 pub(crate) struct IdleState {
     policy: IdlePolicy,
     idle_since_ns: Option<u64>,
-    next_sleep: Duration,
 }
 
 impl IdleState {
     pub(crate) fn new(policy: IdlePolicy) -> Self {
-        Self { policy, idle_since_ns: None, next_sleep: policy.first_sleep }
+        Self { policy, idle_since_ns: None }
     }
 
     /// After one round at `now_ns`.
@@ -145,16 +150,16 @@ impl IdleState {
     pub(crate) fn after_round(&mut self, worked: bool, now_ns: u64) -> Idle {
         if worked {
             self.idle_since_ns = None;
-            self.next_sleep = self.policy.first_sleep;
             return Idle::Spin;
         }
         let since = *self.idle_since_ns.get_or_insert(now_ns);
-        if u128::from(now_ns.saturating_sub(since)) < self.policy.spin.as_nanos() {
+        let silence = Duration::from_nanos(now_ns.saturating_sub(since));
+        if silence < self.policy.spin {
             return Idle::Spin;
         }
-        let sleep = self.next_sleep;
-        self.next_sleep = (sleep * 2).min(self.policy.longest_sleep);
-        Idle::Sleep(sleep)
+        let IdlePolicy { shortest_sleep, longest_sleep, .. } = self.policy;
+        let part = silence / IdlePolicy::PART_OF_SILENCE;
+        Idle::Sleep(part.max(shortest_sleep).min(longest_sleep))
     }
 }
 
@@ -194,10 +199,14 @@ mod tests {
         let mut idle = IdleState::new(policy);
         assert_eq!(idle.after_round(false, 1_000), Idle::Spin);
         assert_eq!(idle.after_round(false, 200_999), Idle::Spin);
-        let sleeps: Vec<_> = (0..8).map(|n| idle.after_round(false, 201_000 + n)).collect();
-        let expected = [20, 40, 80, 160, 320, 640, 1000, 1000];
-        assert_eq!(sleeps, expected.map(|us| Idle::Sleep(Duration::from_micros(us))));
-        assert_eq!(idle.after_round(true, 300_000), Idle::Spin);
-        assert_eq!(idle.after_round(false, 300_001), Idle::Spin);
+        let after = |silence_us: u64| 1_000 + silence_us * 1_000;
+        for (silence_us, sleep_us) in
+            [(200, 20), (10_000, 20), (51_200, 100), (512_000, 1_000), (2_000_000, 2_000)]
+        {
+            let sleep = Idle::Sleep(Duration::from_micros(sleep_us));
+            assert_eq!(idle.after_round(false, after(silence_us)), sleep, "after {silence_us} µs");
+        }
+        assert_eq!(idle.after_round(true, after(3_000_000)), Idle::Spin);
+        assert_eq!(idle.after_round(false, after(3_000_001)), Idle::Spin);
     }
 }
