@@ -192,7 +192,13 @@ impl Channel {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let mut parts = [IoSliceMut::new(&mut bytes)];
-        let length = match rustix::net::recvmsg(&self.0, &mut parts, &mut control, flags) {
+        let mut received = rustix::net::recvmsg(&self.0, &mut parts, &mut control, flags);
+        if let Err(Errno::CONNRESET) = received {
+            // The peer closed without reading all it was sent. The kernel says so once, ahead of what the peer
+            // itself had sent before.
+            received = rustix::net::recvmsg(&self.0, &mut parts, &mut control, flags);
+        }
+        let length = match received {
             Ok(received) => received.bytes,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(Received::Nothing),
             Err(Errno::CONNRESET) => return Ok(Received::Closed),
@@ -243,5 +249,17 @@ mod tests {
         let long = "x".repeat(MAX_MESSAGE);
         assert_eq!(left.send(&long, &[]).unwrap_err().kind(), ErrorKind::InvalidInput);
         assert!(matches!(right.try_receive::<Request>().unwrap(), Received::Nothing));
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_are_heard() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&Request::Statistics, &[]).unwrap();
+        theirs.send(&Reply::Ready, &[]).unwrap();
+        drop(theirs);
+        let deadline = Some(Instant::now() + Duration::from_secs(5));
+        let heard = ours.receive::<Reply>(deadline).unwrap();
+        assert!(matches!(heard, Received::Message(Reply::Ready, _)));
+        assert!(matches!(ours.receive::<Reply>(deadline).unwrap(), Received::Closed));
     }
 }
