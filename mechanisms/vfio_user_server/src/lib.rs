@@ -16,7 +16,6 @@ mod connection;
 mod device;
 mod dma_table;
 mod error;
-mod event_fd;
 mod limits;
 mod log_budget;
 mod server;
@@ -28,7 +27,7 @@ mod tests;
 
 pub use device::{IrqChange, PciFunctionDevice, Region, RegionMemory};
 pub use error::{DisconnectReason, ServerError};
-pub use event_fd::EventFd;
+pub use event_fd::{EventFd, NotAnEventFd};
 pub use limits::Limits;
 pub use server::{ServerOptions, VfioUserServer, serve_connection};
 pub use vfio_user_protocol::{Errno, PciIrq, PciRegion, SparseMmapArea};

@@ -14,7 +14,7 @@ use vfio_user_protocol::{
 use zerocopy::IntoBytes;
 
 use crate::{
-    DisconnectReason, EventFd, IrqChange, Limits, PciFunctionDevice, Region,
+    DisconnectReason, EventFd, IrqChange, Limits, NotAnEventFd, PciFunctionDevice, Region,
     dma_table::{DmaTable, MapChange},
     limits::Pool,
 };
@@ -414,7 +414,8 @@ fn irq_change(
             if fds.len() as u64 != u64::from(count) {
                 return Err(Errno::INVAL);
             }
-            let eventfds = fds.into_iter().map(EventFd::from_client).collect::<Result<_, _>>()?;
+            let eventfds = fds.into_iter().map(EventFd::from_peer).collect::<Result<_, _>>();
+            let eventfds = eventfds.map_err(|NotAnEventFd| Errno::INVAL)?;
             return Ok(IrqChange::Connect { start, eventfds });
         }
         // An eventfd for being masked or unmasked is of use to INTx in KVM alone.

@@ -19,6 +19,7 @@ use arc_swap::ArcSwapOption;
 use avf_protocol::registers::{
     self, DynCtl, ITR_MASK, ITR_UNIT_NS, ITRN_VECTORS, NO_ITR, RX_DOORBELL_PAGE, cause,
 };
+use event_fd::{EventFd, NotAnEventFd};
 use shared_memory::DoorbellPage;
 
 use self::vector::{
@@ -46,7 +47,7 @@ struct Vector {
     state: VectorState,
     /// DYN_CTL as last written, for reading back.
     dyn_ctl: AtomicU32,
-    eventfd: ArcSwapOption<OwnedFd>,
+    eventfd: ArcSwapOption<EventFd>,
 }
 
 /// An eventfd that cannot be used.
@@ -61,19 +62,13 @@ pub enum InterruptError {
         vectors: u16,
     },
     /// The descriptor is not an eventfd; anything else could block the data path.
-    #[error("the file descriptor for vector {vector} is not an eventfd")]
+    #[error("the file descriptor for vector {vector} cannot be signalled")]
     NotAnEventfd {
         /// The vector.
         vector: u16,
-    },
-    /// The descriptor cannot be made non-blocking.
-    #[error("the eventfd for vector {vector} cannot be made non-blocking")]
-    Blocking {
-        /// The vector.
-        vector: u16,
-        /// What the system said.
+        /// What it is not.
         #[source]
-        source: rustix::io::Errno,
+        source: NotAnEventFd,
     },
 }
 
@@ -110,7 +105,7 @@ impl InterruptVectors {
     /// least interval of [`Self::set_least_interval`]).
     ///
     /// Called by the worker once after a burst, when all write-backs are done. Takes no lock and allocates
-    /// nothing; at most one eventfd write. Returns when (ns) the message is due if its interval holds it
+    /// nothing; at most one system call, which signals an eventfd. Returns when (ns) the message is due if its interval holds it
     /// back: the worker is to call [`Self::expire_due`] (or [`Self::expire`]) then.
     #[inline]
     pub fn raise(&self, vector: u16, itr_index: u8, now_ns: u64) -> Option<u64> {
@@ -267,7 +262,7 @@ impl InterruptVectors {
     }
 
     /// Gives a vector an eventfd to write to, or takes it away. Without one the vector behaves as if it was
-    /// masked. The descriptor is made non-blocking.
+    /// masked. Whatever the client does with it, signalling it waits for nothing ([`event_fd`]).
     pub fn set_eventfd(
         &self,
         vector: u16,
@@ -283,7 +278,8 @@ impl InterruptVectors {
             entry.eventfd.store(None);
             return Ok(deadline);
         };
-        check_eventfd(vector, &eventfd)?;
+        let eventfd = EventFd::from_peer(eventfd)
+            .map_err(|source| InterruptError::NotAnEventfd { vector, source })?;
         entry.eventfd.store(Some(Arc::new(eventfd)));
         Ok(self.update(vector, WIRED, 0, now_ns))
     }
@@ -356,8 +352,7 @@ impl std::fmt::Debug for InterruptVectors {
 impl Vector {
     fn send(&self) {
         match &*self.eventfd.load() {
-            // A full counter is not an error: the other end has not yet seen what is there.
-            Some(eventfd) => drop(rustix::io::write(&**eventfd, &1u64.to_ne_bytes())),
+            Some(eventfd) => eventfd.signal(),
             // Taken away since the transition: keep the message.
             None => drop(self.state.update(PENDING_BIT, WIRED, 0, |_| 0)),
         }
@@ -371,19 +366,6 @@ fn itrn_word(index: u8, register: u16) -> Option<usize> {
         return None;
     }
     usize::try_from((registers::itrn(index, register) - RX_DOORBELL_PAGE) / 4).ok()
-}
-
-/// Refuses what could block a write for ever.
-fn check_eventfd(vector: u16, fd: &OwnedFd) -> Result<(), InterruptError> {
-    use std::os::fd::AsRawFd;
-
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    if !link.is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]") {
-        return Err(InterruptError::NotAnEventfd { vector });
-    }
-    rustix::fs::fcntl_getfl(fd)
-        .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK))
-        .map_err(|source| InterruptError::Blocking { vector, source })
 }
 
 #[cfg(test)]

@@ -274,12 +274,15 @@ fn what_is_not_an_eventfd_is_refused_and_a_full_one_blocks_nobody() {
     let (pipe, _other) = rustix::pipe::pipe().unwrap();
     assert!(matches!(
         w.vectors.set_eventfd(1, Some(pipe), 0),
-        Err(InterruptError::NotAnEventfd { vector: 1 })
+        Err(InterruptError::NotAnEventfd { vector: 1, .. })
     ));
     let full = eventfd(0, EventfdFlags::empty()).unwrap();
     rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    // Its flags are its owner's: it stays blocking, and still makes nobody wait.
+    let theirs = full.try_clone().unwrap();
     w.vectors.set_eventfd(1, Some(full), 0).unwrap();
     w.vectors.trigger(1);
+    assert!(!rustix::fs::fcntl_getfl(&theirs).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
     let spare = eventfd(0, EventfdFlags::empty()).unwrap();
     assert!(w.vectors.set_eventfd(9, Some(spare), 0).is_err());
 }
