@@ -1,0 +1,2 @@
+//! Cost of a packet from ring to switch and back.
+fn main() {}

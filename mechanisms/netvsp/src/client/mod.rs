@@ -1,0 +1,1 @@
+//! NetVSC: the guest end.

@@ -1,0 +1,466 @@
+//! One NIC's server on one thread: control core, queues and channels put together.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use shared_memory::{DmaMap, SharedSlice};
+use vmbus::{Channel, GuestBuffer, OutgoingPacket, RingSender, SendError};
+
+use super::{
+    BufferKind, Control, Effect, NicConfig, NotDelivered, QueueStatistics, Stop, Upcall, VspQueue,
+};
+use crate::{Outgoing, ProtocolError, QueueMemory, ReceiveMetadata, Steering, TransmitBurst};
+
+/// Bursts of one poll, at most: so that one guest does not keep the thread from the others.
+const BURSTS: usize = 4;
+
+#[derive(Debug)]
+struct Open {
+    channel: Channel,
+    queue: VspQueue,
+}
+
+/// What a poll did.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub struct Poll {
+    /// Frames handed over.
+    pub frames: usize,
+    /// Whether there may be more to do at once.
+    pub more: bool,
+}
+
+/// One synthetic NIC's server, with all its channels, on one thread.
+///
+/// The order: [`Self::open`] when the guest opened the primary channel; [`Self::poll`] when a channel is signalled or
+/// busy; after each call, [`Self::next_upcall`] until there is none. To use a thread for each channel, take
+/// [`Control`] and [`VspQueue`] instead and carry [`Effect`]s to the threads.
+#[derive(Debug)]
+pub struct NetVsp {
+    control: Control,
+    channels: Vec<Option<Open>>,
+    /// Queues of subchannels that were granted and are not open.
+    granted: Vec<VspQueue>,
+    memory: QueueMemory,
+    steering: Option<Arc<Steering>>,
+    upcalls: VecDeque<Upcall>,
+    dead: bool,
+}
+
+impl NetVsp {
+    /// A NIC whose channel is not open, for a guest with this memory.
+    #[must_use]
+    pub fn new(config: NicConfig, guest: DmaMap) -> Self {
+        Self {
+            control: Control::new(config),
+            channels: Vec::new(),
+            granted: Vec::new(),
+            memory: QueueMemory::new(guest),
+            steering: None,
+            upcalls: VecDeque::new(),
+            dead: false,
+        }
+    }
+
+    /// The control core, to look at.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The next thing that is to be done, or known.
+    pub fn next_upcall(&mut self) -> Option<Upcall> {
+        self.upcalls.pop_front()
+    }
+
+    /// How frames to the guest are spread over its channels.
+    #[must_use]
+    pub fn steering(&self) -> Option<&Arc<Steering>> {
+        self.steering.as_ref()
+    }
+
+    /// The channel with this index, if it is open: to wait for its interrupt.
+    #[must_use]
+    pub fn channel(&self, index: u16) -> Option<&Channel> {
+        self.open_at(index).map(|open| &open.channel)
+    }
+
+    /// What passed through a channel that is open.
+    #[must_use]
+    pub fn statistics(&self, index: u16) -> Option<QueueStatistics> {
+        self.open_at(index).map(|open| open.queue.statistics())
+    }
+
+    /// Suballocations that the guest holds of a channel that is open.
+    #[must_use]
+    pub fn outstanding(&self, index: u16) -> Option<u32> {
+        self.open_at(index).map(|open| open.queue.outstanding())
+    }
+
+    fn open_at(&self, index: u16) -> Option<&Open> {
+        self.channels.get(usize::from(index))?.as_ref()
+    }
+
+    /// The guest opened a channel: 0 is the primary, others after they were offered. False if that channel is open
+    /// or was not granted.
+    pub fn open(&mut self, index: u16, channel: Channel) -> bool {
+        let queue = if index == 0 {
+            VspQueue::new(0)
+        } else {
+            let Some(at) = self.granted.iter().position(|queue| queue.index() == index) else {
+                return false;
+            };
+            self.granted.swap_remove(at)
+        };
+        let place = usize::from(index);
+        if self.channels.len() <= place {
+            self.channels.resize_with(place + 1, || None);
+        }
+        let Some(slot @ None) = self.channels.get_mut(place) else { return false };
+        *slot = Some(Open { channel, queue });
+        if index == 0 {
+            self.dead = false;
+            self.control.opened();
+        } else {
+            self.control.subchannel_opened(index);
+        }
+        self.effects();
+        self.flush_control();
+        true
+    }
+
+    /// The guest closed a channel, or the host took it away. With the primary all subchannels go.
+    pub fn close(&mut self, index: u16) {
+        if index == 0 {
+            self.channels.clear();
+            self.granted.clear();
+            self.control.closed();
+            self.effects();
+        } else if let Some(slot) = self.channels.get_mut(usize::from(index)) {
+            *slot = None;
+        }
+    }
+
+    /// Takes a new map of guest memory.
+    pub fn set_guest_memory(&mut self, guest: DmaMap) {
+        self.memory.set_guest(guest);
+    }
+
+    /// Serves one channel: hands frames that the guest sent to `forward`, burst by burst, and everything else to the
+    /// control core. The frames are to be copied when `forward` returns.
+    pub fn poll(
+        &mut self,
+        index: u16,
+        now: Instant,
+        mut forward: impl FnMut(&TransmitBurst<'_>),
+    ) -> Poll {
+        let mut poll = Poll::default();
+        if self.dead {
+            return poll;
+        }
+        for _ in 0..BURSTS {
+            match self.burst(index, now, &mut forward, &mut poll) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.fail(index, error);
+                    break;
+                }
+            }
+        }
+        self.flush(index);
+        poll
+    }
+
+    /// One burst; true if there may be another.
+    fn burst(
+        &mut self,
+        index: u16,
+        now: Instant,
+        forward: &mut impl FnMut(&TransmitBurst<'_>),
+        poll: &mut Poll,
+    ) -> Result<bool, ProtocolError> {
+        poll.more = false;
+        if index == 0 {
+            self.send_waiting()?;
+            if !self.control.accepts_packets() {
+                return Ok(false);
+            }
+        }
+        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+            return Ok(false);
+        };
+        let (receiver, sender) = open.channel.halves();
+        if !open.queue.drain(sender)? {
+            return Ok(false);
+        }
+        let mut burst = TransmitBurst::new();
+        let stop = open.queue.receive(receiver, &self.memory, &mut burst)?;
+        poll.frames += burst.len();
+        if !burst.is_empty() {
+            forward(&burst);
+        }
+        open.queue.complete(sender, burst)?;
+        match stop {
+            Stop::Empty | Stop::Blocked => Ok(false),
+            Stop::Full => {
+                poll.more = true;
+                Ok(true)
+            }
+            Stop::Control(incoming) => {
+                let result = self.control.packet(incoming, now);
+                self.effects();
+                if result.is_err() {
+                    // The core has said so already.
+                    self.dead = true;
+                    return Ok(false);
+                }
+                self.send_waiting()?;
+                poll.more = true;
+                Ok(true)
+            }
+        }
+    }
+
+    fn fail(&mut self, index: u16, error: ProtocolError) {
+        if !self.dead {
+            self.dead = true;
+            self.control.fail(index, error);
+            self.effects();
+        }
+    }
+
+    fn flush(&mut self, index: u16) {
+        if let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut)
+            && let Err(error) = open.channel.flush()
+        {
+            self.fail(index, error.into());
+        }
+    }
+
+    /// Writes messages of the core as long as the primary's ring has room.
+    fn send_waiting(&mut self) -> Result<(), ProtocolError> {
+        let Some(open) = self.channels.first_mut().and_then(Option::as_mut) else { return Ok(()) };
+        let Open { channel, queue } = open;
+        let (_, sender) = channel.halves();
+        if self.control.waiting().is_some() && !queue.drain(sender)? {
+            return Ok(());
+        }
+        while let Some(outgoing) = self.control.waiting() {
+            let sent = match outgoing {
+                Outgoing::Rndis { bytes } => queue.send_control(sender, &self.memory, bytes)?,
+                Outgoing::Completion { transaction, message } => write(
+                    sender,
+                    OutgoingPacket::Completion { transaction_id: *transaction },
+                    message.as_deref().unwrap_or_default(),
+                )?,
+                Outgoing::Message { transaction, completion_requested, message } => {
+                    // Frames delivered before a change of path are seen before it.
+                    queue.announce(sender)?
+                        && write(
+                            sender,
+                            OutgoingPacket::InBand {
+                                transaction_id: *transaction,
+                                completion_requested: *completion_requested,
+                            },
+                            message,
+                        )?
+                }
+            };
+            if !sent {
+                break;
+            }
+            self.control.sent();
+        }
+        Ok(())
+    }
+
+    fn flush_control(&mut self) {
+        if self.dead {
+            return;
+        }
+        if let Err(error) = self.send_waiting() {
+            self.fail(0, error);
+        }
+        self.flush(0);
+    }
+
+    /// Does what the core says.
+    fn effects(&mut self) {
+        for effect in self.control.take_effects() {
+            match effect {
+                Effect::Queues(state) => {
+                    let open = self.channels.iter_mut().flatten().map(|open| &mut open.queue);
+                    for queue in open.chain(&mut self.granted) {
+                        queue.update(state);
+                    }
+                }
+                Effect::ReceiveBuffer(buffer) => {
+                    if let Some(buffer) = &buffer
+                        && let Some(Some(primary)) = self.channels.first_mut()
+                    {
+                        primary.queue.give_suballocations(buffer.section.sub_allocations);
+                    }
+                    self.memory.set_receive(buffer);
+                }
+                Effect::SendBuffer(buffer) => self.memory.set_send(buffer),
+                Effect::SplitQueue(count) => {
+                    if let Some(Some(primary)) = self.channels.first_mut() {
+                        self.granted = primary.queue.split(count);
+                    }
+                }
+                Effect::Upcall(upcall) => {
+                    if let Upcall::Steering(steering) = &upcall {
+                        self.steering.clone_from(steering);
+                    }
+                    self.upcalls.push_back(upcall);
+                }
+            }
+        }
+    }
+
+    /// Puts a frame into the guest's receive buffer by way of channel `index`; the guest is told by
+    /// [`Self::announce`]. See [`VspQueue::deliver`].
+    ///
+    /// # Errors
+    /// Why it was not; it is counted.
+    #[inline]
+    pub fn deliver(
+        &mut self,
+        index: u16,
+        head: [u64; 2],
+        pieces: &[SharedSlice<'_>],
+        metadata: &ReceiveMetadata,
+    ) -> Result<(), NotDelivered> {
+        let open = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut);
+        let open = open.ok_or(NotDelivered::NotWanted)?;
+        let (_, sender) = open.channel.halves();
+        open.queue.deliver(sender, &self.memory, head, pieces, metadata)
+    }
+
+    /// Tells the guest of frames delivered to channel `index`, and signals it if it sleeps. False if its ring has no
+    /// room.
+    pub fn announce(&mut self, index: u16) -> bool {
+        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+            return true;
+        };
+        if self.dead {
+            return true;
+        }
+        let (_, sender) = open.channel.halves();
+        match open.queue.announce(sender) {
+            Ok(sent) => {
+                self.flush(index);
+                sent
+            }
+            Err(error) => {
+                self.fail(index, error);
+                true
+            }
+        }
+    }
+
+    /// Flushes channel `index` and asks for its interrupt; true if one may wait for it. What is still to be sent
+    /// asks for room first.
+    pub fn prepare_to_wait(&mut self, index: u16) -> bool {
+        if self.dead {
+            return true;
+        }
+        match self.try_prepare(index) {
+            Ok(wait) => wait,
+            Err(error) => {
+                self.fail(index, error);
+                true
+            }
+        }
+    }
+
+    fn try_prepare(&mut self, index: u16) -> Result<bool, ProtocolError> {
+        if index == 0 {
+            self.send_waiting()?;
+        }
+        let blocked_control = index == 0 && self.control.waiting().is_some();
+        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+            return Ok(true);
+        };
+        let (_, sender) = open.channel.halves();
+        let drained = open.queue.drain(sender)? && open.queue.announce(sender)?;
+        if !drained || blocked_control {
+            // Half the ring is room for anything that may wait.
+            let needed = sender.size() / 2;
+            return Ok(!open.channel.request_room(needed)? && open.channel.prepare_to_wait()?);
+        }
+        Ok(open.channel.prepare_to_wait()?)
+    }
+
+    /// Takes the interrupts of channel `index`.
+    pub fn woken(&mut self, index: u16) {
+        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+            return;
+        };
+        if let Err(error) = open.channel.woken() {
+            self.fail(index, error.into());
+        }
+    }
+
+    fn event(&mut self, event: impl FnOnce(&mut Control)) {
+        event(&mut self.control);
+        self.effects();
+        self.flush_control();
+    }
+
+    /// See [`Control::gpadl_mapped`].
+    pub fn gpadl_mapped(&mut self, kind: BufferKind, buffer: Option<GuestBuffer>) {
+        self.event(|control| control.gpadl_mapped(kind, buffer));
+    }
+
+    /// See [`Control::vf_available`].
+    pub fn vf_available(&mut self, serial: u32, now: Instant) {
+        self.event(|control| control.vf_available(serial, now));
+    }
+
+    /// See [`Control::vf_lost`].
+    pub fn vf_lost(&mut self, now: Instant) {
+        self.event(|control| control.vf_lost(now));
+    }
+
+    /// See [`Control::data_path_switched`].
+    pub fn data_path_switched(&mut self, done: bool, now: Instant) {
+        self.event(|control| control.data_path_switched(done, now));
+    }
+
+    /// See [`Control::set_link`].
+    pub fn set_link(&mut self, connected: bool, link_speed: u64) {
+        self.event(|control| control.set_link(connected, link_speed));
+    }
+
+    /// See [`Control::set_offload_capabilities`].
+    pub fn set_offload_capabilities(
+        &mut self,
+        offloads: netvsp_protocol::offload::OffloadCapabilities,
+    ) {
+        self.event(|control| control.set_offload_capabilities(offloads));
+    }
+
+    /// See [`Control::deadline`].
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.control.deadline()
+    }
+
+    /// See [`Control::tick`].
+    pub fn tick(&mut self, now: Instant) {
+        self.event(|control| control.tick(now));
+    }
+}
+
+/// Writes a packet; false if the ring has no room now.
+fn write(
+    sender: &mut RingSender,
+    packet: OutgoingPacket<'_>,
+    payload: &[u8],
+) -> Result<bool, ProtocolError> {
+    match sender.write(packet, payload) {
+        Ok(()) => Ok(true),
+        Err(SendError::Full { .. }) => Ok(false),
+        Err(error) => Err(ProtocolError::from_send(error)),
+    }
+}

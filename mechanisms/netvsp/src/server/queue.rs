@@ -1,0 +1,906 @@
+//! The frame path of one channel, host's side: frames out of the guest's packets, frames into its receive buffer.
+
+use std::collections::VecDeque;
+
+use arrayvec::ArrayVec;
+use netvsp_protocol::{
+    ParseError,
+    nvsp::{
+        ChannelType, MAX_TRANSFER_RANGES, NvspStatus, SEND_BUFFER_SECTION_SIZE,
+        SWITCH_DATA_PATH_TRANSACTION_ID, SendRndisPacket, VF_ASSOCIATION_TRANSACTION_ID,
+    },
+    oid::PacketFilter,
+    packet::{MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout, RECEIVE_DATA_OFFSET, RndisPacket},
+};
+use shared_memory::{DmaAddress, SharedSlice, TranslationCache};
+use vmbus::{GpaRanges, OutgoingPacket, Packet, PacketKind, RingReceiver, RingSender, SendError};
+use vmbus_protocol::TransferPageRange;
+
+use super::{QueuePhase, QueueState, QueueStatistics};
+use crate::{
+    BURST_FRAMES, Incoming, MAX_PIECES, ProtocolError, QueueMemory, ReceiveMetadata, TransmitBurst,
+    TransmitMetadata,
+    burst::MAX_FRAMES_PER_MESSAGE,
+    incoming::{MAX_CONTROL_MESSAGE, copy_message},
+    metadata::MAX_LARGE_FRAME,
+    slots::Slots,
+};
+
+/// Bytes of a message's beginning that are copied out at once: header, per-packet information, and as a rule the
+/// frame's headers.
+const START: usize = 192;
+/// Frames that go to the guest in one ring packet, at most.
+const BATCH: usize = 64;
+const _: () = assert!(BATCH <= MAX_TRANSFER_RANGES);
+/// Suballocations that frames leave to control messages on the primary channel (SPEC-VMBUS §5.5).
+const CONTROL_RESERVE: usize = 16;
+/// Bytes of an Ethernet header; no frame is shorter.
+const ETHERNET: usize = 14;
+
+/// Why [`VspQueue::receive`] came back.
+#[derive(Debug)]
+pub enum Stop {
+    /// The ring is empty.
+    Empty,
+    /// The burst is full; there may be more.
+    Full,
+    /// Earlier completions did not fit the ring to the guest, which must read it first.
+    Blocked,
+    /// Here is a packet that is no frame; there may be more behind it.
+    Control(Incoming),
+}
+
+/// Why a frame was not put into the receive buffer. It is dropped, and counted.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
+pub enum NotDelivered {
+    /// The guest does not receive: no RNDIS INITIALIZE yet, or no packet filter that takes the frame.
+    NotWanted,
+    /// The guest holds all suballocations.
+    NoBuffer,
+    /// The frame is longer than the MTU.
+    TooLong,
+    /// The ring to the guest is full.
+    RingFull,
+}
+
+/// The frame path of one channel. One thread owns it, beside the channel and the [`QueueMemory`].
+#[derive(Debug)]
+pub struct VspQueue {
+    index: u16,
+    state: QueueState,
+    /// Suballocations of the receive buffer that are this queue's.
+    slots: Slots,
+    /// Frames in the receive buffer that the guest was not told of.
+    batch: ArrayVec<u32, BATCH>,
+    /// Completions that did not fit the ring.
+    pending: VecDeque<(u64, NvspStatus)>,
+    cache: TranslationCache,
+    statistics: QueueStatistics,
+}
+
+/// One send-buffer section, seen in the ring and not looked at yet.
+type Waiting<'m> = (SharedSlice<'m>, Option<u64>);
+
+impl VspQueue {
+    /// The queue of channel `index` (0 is the primary).
+    #[must_use]
+    pub fn new(index: u16) -> Self {
+        Self {
+            index,
+            state: QueueState::default(),
+            slots: Slots::default(),
+            batch: ArrayVec::new(),
+            pending: VecDeque::with_capacity(BURST_FRAMES),
+            cache: TranslationCache::default(),
+            statistics: QueueStatistics::default(),
+        }
+    }
+
+    /// Takes a new state of the control core, between bursts.
+    pub fn update(&mut self, state: QueueState) {
+        if state.phase != QueuePhase::Running {
+            for slot in self.batch.drain(..) {
+                self.slots.put(slot);
+            }
+        }
+        self.state = state;
+    }
+
+    /// Makes all suballocations of a new receive buffer the queue's; for the primary channel.
+    pub fn give_suballocations(&mut self, count: u32) {
+        self.slots = Slots::new(count);
+    }
+
+    /// The queues of `count` new subchannels, each with its share of the suballocations.
+    #[must_use]
+    pub fn split(&mut self, count: u16) -> Vec<Self> {
+        let parts = self.slots.split(usize::from(count));
+        let queue = |(index, slots)| Self {
+            slots,
+            state: self.state,
+            ..Self::new(u16::try_from(index).unwrap_or(u16::MAX))
+        };
+        (1..).zip(parts).map(queue).collect()
+    }
+
+    /// Which channel it is.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// What passed, and what did not.
+    #[must_use]
+    pub fn statistics(&self) -> QueueStatistics {
+        self.statistics
+    }
+
+    /// Suballocations that the guest holds.
+    #[must_use]
+    pub fn outstanding(&self) -> u32 {
+        self.slots.outstanding()
+    }
+
+    /// Appends frames that the guest sent to `burst` until it is full, the ring is empty, or a packet comes that is
+    /// no frame. Copy the frames, then [`Self::complete`] the burst.
+    ///
+    /// # Errors
+    /// The guest broke the protocol.
+    #[inline]
+    pub fn receive<'m>(
+        &mut self,
+        ring: &mut RingReceiver,
+        memory: &'m QueueMemory,
+        burst: &mut TransmitBurst<'m>,
+    ) -> Result<Stop, ProtocolError> {
+        if !self.pending.is_empty() {
+            return Ok(Stop::Blocked);
+        }
+        // Sections are seen first, so that they are on their way into the cache, and looked at then.
+        let mut waiting = ArrayVec::<Waiting<'m>, { BURST_FRAMES / MAX_FRAMES_PER_MESSAGE }>::new();
+        loop {
+            if waiting.is_full() {
+                self.parse_waiting(&mut waiting, burst);
+            }
+            if burst.is_full() {
+                self.parse_waiting(&mut waiting, burst);
+                return Ok(Stop::Full);
+            }
+            let Some(packet) = ring.receive()? else {
+                self.parse_waiting(&mut waiting, burst);
+                return Ok(Stop::Empty);
+            };
+            if let Some(section) = self.plain(&packet, memory) {
+                section.0.prefetch_read();
+                section.0.split(64).1.prefetch_read();
+                let _ = waiting.try_push(section);
+                continue;
+            }
+            self.parse_waiting(&mut waiting, burst);
+            if let Some(incoming) = self.other(&packet, memory, burst)? {
+                return Ok(Stop::Control(incoming));
+            }
+        }
+    }
+
+    /// The section of a packet whose RNDIS messages are frames in one section of the send buffer, if it is one.
+    #[inline(always)]
+    fn plain<'m>(&self, packet: &Packet<'_>, memory: &'m QueueMemory) -> Option<Waiting<'m>> {
+        if !matches!(packet.kind, PacketKind::InBand) || self.state.phase != QueuePhase::Running {
+            return None;
+        }
+        let message = message_head(packet)?;
+        let message = SendRndisPacket::parse(&message).ok()?;
+        let (ChannelType::Data, Some((index, size))) = (message.channel_type, message.section)
+        else {
+            return None;
+        };
+        let slice = section(memory, index, size)?;
+        if slice.len() < size as usize {
+            return None; // It lies in pieces.
+        }
+        Some((slice, packet.completion_requested.then_some(packet.transaction_id)))
+    }
+
+    #[inline]
+    fn parse_waiting<'m, const N: usize>(
+        &mut self,
+        waiting: &mut ArrayVec<Waiting<'m>, N>,
+        burst: &mut TransmitBurst<'m>,
+    ) {
+        for (slice, transaction) in waiting.drain(..) {
+            let mark = burst.mark();
+            let mut rest = slice;
+            let mut result = Ok(());
+            let mut count = 0;
+            while result.is_ok() && !rest.is_empty() {
+                count += 1;
+                if count > MAX_FRAMES_PER_MESSAGE {
+                    result = Err(TOO_MANY);
+                    break;
+                }
+                match self.message(rest, burst) {
+                    Ok(length) => rest = rest.split(length as usize).1,
+                    Err(error) => result = Err(error),
+                }
+            }
+            self.settle(result, mark, transaction, burst);
+        }
+    }
+
+    /// One RNDIS message at the front of a piece that holds all of it; returns its length.
+    #[inline(always)]
+    fn message<'m>(
+        &mut self,
+        bytes: SharedSlice<'m>,
+        burst: &mut TransmitBurst<'m>,
+    ) -> Result<u32, ParseError> {
+        let mut start = [0; START];
+        let copied = bytes.read_into(&mut start);
+        let start = start.get(..copied).unwrap_or_default();
+        let packet = RndisPacket::parse(start, u32::try_from(bytes.len()).unwrap_or(u32::MAX))?;
+        let offset = packet.data.start as usize;
+        let length = (packet.data.end - packet.data.start) as usize;
+        let frame = bytes.get(offset, length).unwrap_or(SharedSlice::empty());
+        let end = start.len().min(packet.data.end as usize);
+        let head = start.get(offset..end).unwrap_or_default();
+        let metadata = self.metadata(&packet, head, |out| frame.read_into(out))?;
+        let head16 = match head.first_chunk::<16>() {
+            Some(head) => words(head),
+            None => head_of(|out| frame.read_into(out)),
+        };
+        if !burst.push(head16, frame, metadata) {
+            return Err(TOO_MANY);
+        }
+        Ok(packet.message_length)
+    }
+
+    /// Checks a frame's length and reads what is said of it. `head` is as much of the frame as was copied.
+    #[inline(always)]
+    fn metadata(
+        &self,
+        packet: &RndisPacket,
+        head: &[u8],
+        read: impl Fn(&mut [u8]) -> usize,
+    ) -> Result<TransmitMetadata, ParseError> {
+        let length = packet.data.end - packet.data.start;
+        if (length as usize) < ETHERNET {
+            return Err(wrong_length(length));
+        }
+        let info = &packet.info;
+        let metadata = if !TransmitMetadata::wants_headers(info) {
+            TransmitMetadata::from_wire(info, &[], length as usize)?
+        } else if head.len() >= (length as usize).min(80) {
+            TransmitMetadata::from_wire(info, head, length as usize).or_else(|error| {
+                // The headers may be longer than what was copied.
+                if head.len() >= (length as usize).min(TransmitMetadata::HEAD) {
+                    return Err(error);
+                }
+                with_headers(packet, &read)
+            })?
+        } else {
+            with_headers(packet, &read)?
+        };
+        let limit = match metadata.segmentation {
+            Some(_) => MAX_LARGE_FRAME,
+            None => self.state.mtu,
+        };
+        if length > limit {
+            return Err(wrong_length(length));
+        }
+        Ok(metadata)
+    }
+
+    /// What becomes of a ring packet whose messages were read.
+    #[inline(always)]
+    fn settle(
+        &mut self,
+        result: Result<(), ParseError>,
+        mark: usize,
+        transaction: Option<u64>,
+        burst: &mut TransmitBurst<'_>,
+    ) {
+        let status = if result.is_ok() {
+            NvspStatus::SUCCESS
+        } else {
+            burst.truncate(mark);
+            self.statistics.malformed += 1;
+            NvspStatus::INVALID_RNDIS_PACKET
+        };
+        if let Some(transaction) = transaction {
+            let _ = burst.done.try_push((transaction, status));
+        }
+    }
+
+    /// Any packet that is not plain. Returns what is not for this queue.
+    #[cold]
+    #[inline(never)]
+    fn other<'m>(
+        &mut self,
+        packet: &Packet<'_>,
+        memory: &'m QueueMemory,
+        burst: &mut TransmitBurst<'m>,
+    ) -> Result<Option<Incoming>, ProtocolError> {
+        let transaction = packet.completion_requested.then_some(packet.transaction_id);
+        let ranges = match packet.kind {
+            PacketKind::Completion => {
+                self.completion(packet.transaction_id);
+                return Ok(None);
+            }
+            PacketKind::TransferPages { .. } => return Err(ProtocolError::PacketKind),
+            PacketKind::GpaDirect { ranges } => Some(ranges),
+            PacketKind::InBand => None,
+        };
+        let message = message_head(packet).ok_or(ProtocolError::Nvsp(ParseError::TooShort {
+            message: "NVSP message",
+            needed: SendRndisPacket::SIZE,
+            got: packet.payload.len(),
+        }))?;
+        let message = match SendRndisPacket::parse(&message) {
+            Ok(message) => message,
+            Err(ParseError::MessageType(_)) if ranges.is_none() => {
+                if self.index != 0 {
+                    return Err(ProtocolError::OnSubchannel { message: "an NVSP message" });
+                }
+                return Ok(Some(Incoming::Message {
+                    transaction,
+                    bytes: copy_message(packet.payload),
+                }));
+            }
+            Err(error) => return Err(ProtocolError::Nvsp(error)),
+        };
+        let mut pieces = Pieces::new();
+        let gathered = gather(memory, &mut self.cache, message.section, ranges, &mut pieces)?;
+        match message.channel_type {
+            ChannelType::Control if self.index != 0 => {
+                Err(ProtocolError::OnSubchannel { message: "an RNDIS control message" })
+            }
+            ChannelType::Control => {
+                let bytes = gathered.and_then(|()| copy_control(&pieces));
+                if let Err(error) = &bytes
+                    && let ParseError::Field { field: "control_length", value, .. } = error
+                {
+                    let length = u32::try_from(*value).unwrap_or(u32::MAX);
+                    let limit = MAX_CONTROL_MESSAGE;
+                    return Err(ProtocolError::ControlTooLong { length, limit });
+                }
+                Ok(Some(Incoming::Rndis { transaction, bytes }))
+            }
+            ChannelType::Data => {
+                let mark = burst.mark();
+                match self.state.phase {
+                    QueuePhase::Running => {
+                        let result = gathered.and_then(|()| self.messages(&pieces, burst));
+                        self.settle(result, mark, transaction, burst);
+                    }
+                    QueuePhase::Stopped => {
+                        self.statistics.refused += 1;
+                        if let Some(transaction) = transaction {
+                            let _ = burst.done.try_push((transaction, NvspStatus::FAILURE));
+                        }
+                    }
+                    QueuePhase::Starting => {
+                        let when = "before RNDIS INITIALIZE";
+                        return Err(ProtocolError::OutOfOrder { message: "a frame", when });
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Gives back the suballocations of a transaction. Answers that nobody asked for are counted and nothing else
+    /// (SPEC-VMBUS §8.2).
+    fn completion(&mut self, transaction: u64) {
+        let own = [VF_ASSOCIATION_TRANSACTION_ID, SWITCH_DATA_PATH_TRANSACTION_ID];
+        if self.slots.complete(transaction).is_none()
+            && !(self.index == 0 && own.contains(&transaction))
+        {
+            self.statistics.unasked_completions += 1;
+        }
+    }
+
+    /// RNDIS messages in several pieces. A header lies in one piece; a frame in as many as it likes.
+    fn messages<'m>(
+        &mut self,
+        pieces: &Pieces<'m>,
+        burst: &mut TransmitBurst<'m>,
+    ) -> Result<(), ParseError> {
+        let mut left: u32 = length_of(pieces);
+        let mut at = 0u32;
+        let mut count = 0;
+        while left > 0 {
+            count += 1;
+            if count > MAX_FRAMES_PER_MESSAGE {
+                return Err(TOO_MANY);
+            }
+            let piece = range(pieces, at, left).next().unwrap_or(SharedSlice::empty());
+            let mut start = [0; PACKET_HEADER_SIZE + 1024];
+            let copied = piece.read_into(&mut start);
+            let start = start.get(..copied).unwrap_or_default();
+            let packet = RndisPacket::parse(start, left)?;
+            let length = packet.data.end - packet.data.start;
+            let frame = || range(pieces, at + packet.data.start, length);
+            let read = |out: &mut [u8]| {
+                let mut done = 0;
+                for piece in frame() {
+                    let Some(rest) = out.get_mut(done..) else { break };
+                    done += piece.read_into(rest);
+                }
+                done
+            };
+            let metadata = self.metadata(&packet, &[], read)?;
+            if !burst.push_pieces(head_of(read), frame(), metadata) {
+                return Err(TOO_MANY);
+            }
+            at += packet.message_length;
+            left -= packet.message_length;
+        }
+        Ok(())
+    }
+
+    /// Completes the packets of a burst, whose frames have been copied, and empties it. What the ring has no room
+    /// for is kept, and nothing is received until it is gone. The caller flushes the channel.
+    ///
+    /// # Errors
+    /// The guest broke the ring.
+    #[inline]
+    pub fn complete(
+        &mut self,
+        ring: &mut RingSender,
+        burst: TransmitBurst<'_>,
+    ) -> Result<(), ProtocolError> {
+        self.statistics.transmitted += burst.len() as u64;
+        for frame in burst.frames() {
+            self.statistics.transmitted_bytes += u64::from(frame.length);
+        }
+        for &(transaction, status) in &burst.done {
+            if !self.pending.is_empty() || !self.write_completion(ring, transaction, status)? {
+                self.pending.push_back((transaction, status));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes completions that did not fit before; true if none is left.
+    ///
+    /// # Errors
+    /// The guest broke the ring.
+    pub fn drain(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
+        while let Some(&(transaction, status)) = self.pending.front() {
+            if !self.write_completion(ring, transaction, status)? {
+                return Ok(false);
+            }
+            self.pending.pop_front();
+        }
+        Ok(true)
+    }
+
+    #[inline]
+    fn write_completion(
+        &self,
+        ring: &mut RingSender,
+        transaction_id: u64,
+        status: NvspStatus,
+    ) -> Result<bool, ProtocolError> {
+        let mut message = [0; 40];
+        let (front, _) = message.split_at_mut(8);
+        front.copy_from_slice(&status.packet_complete());
+        let payload = message.get(..self.state.version.message_size()).unwrap_or(&message);
+        match ring.write(OutgoingPacket::Completion { transaction_id }, payload) {
+            Ok(()) => Ok(true),
+            Err(SendError::Full { .. }) => Ok(false),
+            Err(error) => Err(ProtocolError::from_send(error)),
+        }
+    }
+
+    /// Puts a frame into the receive buffer: its pieces in order, of which the first begins with `head` (see
+    /// [`Frame::head`](crate::Frame::head)). The guest sees it after [`Self::announce`].
+    ///
+    /// # Errors
+    /// Why it was not; it is counted.
+    #[inline]
+    pub fn deliver(
+        &mut self,
+        ring: &mut RingSender,
+        memory: &QueueMemory,
+        head: [u64; 2],
+        pieces: &[SharedSlice<'_>],
+        metadata: &ReceiveMetadata,
+    ) -> Result<(), NotDelivered> {
+        let length: usize = pieces.iter().map(SharedSlice::len).sum();
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        let result = self.place(ring, memory, head, pieces, length, metadata);
+        match result {
+            Ok(()) => {
+                self.statistics.received += 1;
+                self.statistics.received_bytes += u64::from(length);
+            }
+            Err(reason) => self.statistics.count(reason),
+        }
+        result
+    }
+
+    #[inline]
+    fn place(
+        &mut self,
+        ring: &mut RingSender,
+        memory: &QueueMemory,
+        head: [u64; 2],
+        pieces: &[SharedSlice<'_>],
+        length: u32,
+        metadata: &ReceiveMetadata,
+    ) -> Result<(), NotDelivered> {
+        if self.state.phase != QueuePhase::Running || !wanted(self.state.filter, head) {
+            return Err(NotDelivered::NotWanted);
+        }
+        if length > self.state.mtu {
+            return Err(NotDelivered::TooLong);
+        }
+        if self.batch.is_full() {
+            let _ = self.announce(ring);
+            if self.batch.is_full() {
+                return Err(NotDelivered::RingFull);
+            }
+        }
+        let reserve = if self.index == 0 { CONTROL_RESERVE } else { 0 };
+        if self.slots.free() <= reserve {
+            return Err(NotDelivered::NoBuffer);
+        }
+        let (Some(receive), Some(slot)) = (&memory.receive, self.slots.take()) else {
+            return Err(NotDelivered::NoBuffer);
+        };
+        let info = metadata.to_wire();
+        let mut header = [0; PACKET_HEADER_SIZE + MAX_PPI_BYTES];
+        let layout = PacketLayout::received(length, receive.section.sub_allocation_size);
+        let written = layout.emit(&info, &mut header).unwrap_or(0);
+        let header = header.get(..written).unwrap_or_default();
+        let placed = write_at(memory, slot, 0, &[Source::Bytes(header)])
+            && match pieces {
+                [piece] => {
+                    let (_, rest) = piece.split(16);
+                    let [a, b] = head;
+                    let mut first = [0; 16];
+                    let (low, high) = first.split_at_mut(8);
+                    low.copy_from_slice(&a.to_le_bytes());
+                    high.copy_from_slice(&b.to_le_bytes());
+                    let first = first.get(..piece.len().min(16)).unwrap_or_default();
+                    let sources = [Source::Bytes(first), Source::Shared(rest)];
+                    write_at(memory, slot, RECEIVE_DATA_OFFSET, &sources)
+                }
+                pieces => write_pieces(memory, slot, head, pieces),
+            };
+        if !placed {
+            self.slots.put(slot);
+            return Err(NotDelivered::NoBuffer);
+        }
+        let _ = self.batch.try_push(slot);
+        Ok(())
+    }
+
+    /// Tells the guest of the frames that were delivered since the last time. False if the ring has no room: try
+    /// again when it has. The caller flushes the channel.
+    ///
+    /// # Errors
+    /// The guest broke the ring.
+    #[inline]
+    pub fn announce(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
+        if self.batch.is_empty() {
+            return Ok(true);
+        }
+        let batch = std::mem::take(&mut self.batch);
+        let sent = self.send_suballocations(ring, &batch, ChannelType::Data)?;
+        if !sent {
+            self.batch = batch;
+        }
+        Ok(sent)
+    }
+
+    fn send_suballocations(
+        &mut self,
+        ring: &mut RingSender,
+        slots: &[u32],
+        channel_type: ChannelType,
+    ) -> Result<bool, ProtocolError> {
+        let size = self.state.sub_allocation_size;
+        let ranges: ArrayVec<TransferPageRange, BATCH> = slots
+            .iter()
+            .take(BATCH)
+            .map(|slot| TransferPageRange { byte_count: size, byte_offset: slot * size })
+            .collect();
+        let transaction_id = self.slots.send(slots.iter().copied());
+        let packet = OutgoingPacket::TransferPages {
+            transaction_id,
+            page_set_id: self.state.receive_buffer_id,
+            ranges: &ranges,
+        };
+        let mut message = [0; 40];
+        let (front, _) = message.split_at_mut(SendRndisPacket::SIZE);
+        front.copy_from_slice(&SendRndisPacket { channel_type, section: None }.emit());
+        let payload = message.get(..self.state.version.message_size()).unwrap_or(&message);
+        match ring.write(packet, payload) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                // They are taken again next time.
+                let _ = self.slots.complete(transaction_id);
+                for _ in slots {
+                    let _ = self.slots.take();
+                }
+                match error {
+                    SendError::Full { .. } => Ok(false),
+                    error => Err(ProtocolError::from_send(error)),
+                }
+            }
+        }
+    }
+
+    /// Sends an RNDIS control message to the guest, behind all frames delivered before. False if there is no room
+    /// now. On the primary channel only. The caller flushes the channel.
+    ///
+    /// # Errors
+    /// The guest broke the ring.
+    pub fn send_control(
+        &mut self,
+        ring: &mut RingSender,
+        memory: &QueueMemory,
+        bytes: &[u8],
+    ) -> Result<bool, ProtocolError> {
+        if !self.announce(ring)? {
+            return Ok(false);
+        }
+        let Some(slot) = self.slots.take() else { return Ok(false) };
+        // Control messages are short; one that does not fit could never be sent.
+        let placed = write_at(memory, slot, 0, &[Source::Bytes(bytes)]);
+        if !placed || bytes.len() > self.state.sub_allocation_size as usize {
+            self.slots.put(slot);
+            return Ok(true);
+        }
+        let sent = self.send_suballocations(ring, &[slot], ChannelType::Control)?;
+        if !sent {
+            self.slots.put(slot);
+        }
+        Ok(sent)
+    }
+}
+
+type Pieces<'m> = ArrayVec<SharedSlice<'m>, MAX_PIECES>;
+
+const TOO_MANY: ParseError =
+    ParseError::Field { message: "PACKET", field: "packets_or_pieces", value: 0 };
+
+const fn wrong_length(length: u32) -> ParseError {
+    ParseError::Field { message: "PACKET", field: "data_length", value: length as u64 }
+}
+
+/// The first 16 bytes of a packet's payload. All messages that matter are padded to more.
+#[inline(always)]
+fn message_head(packet: &Packet<'_>) -> Option<[u8; SendRndisPacket::SIZE]> {
+    let mut head = [0; SendRndisPacket::SIZE];
+    let (low, high) = head.split_at_mut(8);
+    low.copy_from_slice(&packet.payload.load_bytes8(0)?.to_le_bytes());
+    // Eight bytes are a whole message where it is short, such as REVOKE_SEND_BUFFER.
+    high.copy_from_slice(&packet.payload.load_bytes8(8).unwrap_or(0).to_le_bytes());
+    Some(head)
+}
+
+/// The used part of a send-buffer section, as far as it lies in one piece.
+#[inline(always)]
+fn section(memory: &QueueMemory, index: u32, size: u32) -> Option<SharedSlice<'_>> {
+    if size > SEND_BUFFER_SECTION_SIZE {
+        return None;
+    }
+    let offset = index.checked_mul(SEND_BUFFER_SECTION_SIZE)?;
+    memory.send.as_ref()?.first_slice(offset as usize, size as usize)
+}
+
+#[inline]
+fn words(head: &[u8; 16]) -> [u64; 2] {
+    let &[a, b, c, d, e, f, g, h, rest @ ..] = head;
+    [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes(rest)]
+}
+
+fn head_of(read: impl Fn(&mut [u8]) -> usize) -> [u64; 2] {
+    let mut head = [0; 16];
+    read(&mut head);
+    words(&head)
+}
+
+#[cold]
+fn with_headers(
+    packet: &RndisPacket,
+    read: &impl Fn(&mut [u8]) -> usize,
+) -> Result<TransmitMetadata, ParseError> {
+    let mut head = [0; TransmitMetadata::HEAD];
+    let copied = read(&mut head);
+    let length = packet.data.end - packet.data.start;
+    TransmitMetadata::from_wire(
+        &packet.info,
+        head.get(..copied).unwrap_or_default(),
+        length as usize,
+    )
+}
+
+fn length_of(pieces: &Pieces<'_>) -> u32 {
+    pieces
+        .iter()
+        .fold(0u32, |sum, piece| sum.saturating_add(u32::try_from(piece.len()).unwrap_or(u32::MAX)))
+}
+
+/// `length` bytes from `offset` of the pieces taken together.
+fn range<'a, 'm>(
+    pieces: &'a Pieces<'m>,
+    offset: u32,
+    length: u32,
+) -> impl Iterator<Item = SharedSlice<'m>> + 'a {
+    let (mut skip, mut left) = (offset as usize, length as usize);
+    pieces.iter().filter_map(move |piece| {
+        let (_, rest) = piece.split(skip);
+        skip -= skip.min(piece.len());
+        let (part, _) = rest.split(left);
+        left -= part.len();
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// The RNDIS message of a packet: its section, then its pages (SPEC-VMBUS §5.5). What is wrong with the ring's own
+/// bytes is an error of the channel; what is wrong with what they say is one of the message.
+fn gather<'m>(
+    memory: &'m QueueMemory,
+    cache: &mut TranslationCache,
+    section: Option<(u32, u32)>,
+    ranges: Option<GpaRanges<'_>>,
+    pieces: &mut Pieces<'m>,
+) -> Result<Result<(), ParseError>, ProtocolError> {
+    let wrong = |field, value: u64| {
+        Ok(Err(ParseError::Field { message: "SEND_RNDIS_PACKET", field, value }))
+    };
+    if let Some((index, size)) = section {
+        let offset = index.checked_mul(SEND_BUFFER_SECTION_SIZE);
+        let slices = offset
+            .filter(|_| size <= SEND_BUFFER_SECTION_SIZE)
+            .zip(memory.send.as_ref())
+            .and_then(|(offset, send)| send.slices(offset as usize, size as usize));
+        let Some(slices) = slices else { return wrong("send_buffer_section", u64::from(index)) };
+        for slice in slices {
+            let _ = pieces.try_push(slice);
+        }
+    }
+    let mut next = None;
+    for range in ranges.into_iter().flatten() {
+        let range = range?;
+        let (mut offset, mut left) = (range.byte_offset as usize, range.byte_count as usize);
+        for page in 0..range.page_count() {
+            let frame = range.page_frame(page).unwrap_or(u64::MAX);
+            let length = left.min(4096 - offset);
+            let address = frame.checked_mul(4096).and_then(|at| at.checked_add(offset as u64));
+            let Some(address) = address else { return wrong("page_frame", frame) };
+            let slice = memory.guest.read_slice(cache, DmaAddress(address), length);
+            let Ok(slice) = slice else { return wrong("page_frame", frame) };
+            // Pages that follow each other are one piece.
+            let joined = match (next, pieces.last_mut()) {
+                (Some(expected), Some(last)) if expected == address => {
+                    let start = address - last.len() as u64;
+                    let whole = last.len() + length;
+                    memory.guest.read_slice(cache, DmaAddress(start), whole).is_ok_and(|joined| {
+                        *last = joined;
+                        true
+                    })
+                }
+                _ => false,
+            };
+            if !joined && pieces.try_push(slice).is_err() {
+                return Ok(Err(TOO_MANY));
+            }
+            next = address.checked_add(length as u64);
+            left -= length;
+            offset = 0;
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn copy_control(pieces: &Pieces<'_>) -> Result<Vec<u8>, ParseError> {
+    let length = length_of(pieces);
+    if length > MAX_CONTROL_MESSAGE {
+        let value = u64::from(length);
+        return Err(ParseError::Field { message: "RNDIS message", field: "control_length", value });
+    }
+    let mut bytes = vec![0; length as usize];
+    let mut done = 0;
+    for piece in pieces {
+        done += piece.read_into(bytes.get_mut(done..).unwrap_or_default());
+    }
+    Ok(bytes)
+}
+
+/// Whether a packet filter takes a frame with this beginning. Multicast lists are left to the guest, as hosts do.
+#[inline(always)]
+fn wanted(filter: PacketFilter, head: [u64; 2]) -> bool {
+    const BROADCAST: u64 = 0xFFFF_FFFF_FFFF;
+    let [first, _] = head;
+    let any = if first & 1 == 0 {
+        PacketFilter::DIRECTED
+    } else if first & BROADCAST == BROADCAST {
+        PacketFilter::BROADCAST
+    } else {
+        PacketFilter::MULTICAST.union(PacketFilter::ALL_MULTICAST)
+    };
+    filter.intersects(any.union(PacketFilter::PROMISCUOUS))
+}
+
+/// Bytes to be written: ours, or shared ones.
+enum Source<'a> {
+    Bytes(&'a [u8]),
+    Shared(SharedSlice<'a>),
+}
+
+/// Writes the sources one after the other at `offset` of a suballocation; false if they do not fit in the buffer.
+#[inline(always)]
+fn write_at(memory: &QueueMemory, slot: u32, offset: u32, sources: &[Source<'_>]) -> bool {
+    let lengths = sources.iter().map(|source| match source {
+        Source::Bytes(bytes) => bytes.len(),
+        Source::Shared(slice) => slice.len(),
+    });
+    let Ok(length) = u32::try_from(lengths.sum::<usize>()) else { return false };
+    let Some(mut targets) = memory.suballocation(slot, offset, length) else { return false };
+    let mut target = targets.next().unwrap_or(SharedSlice::empty());
+    for source in sources {
+        match *source {
+            Source::Bytes(mut bytes) => {
+                while !bytes.is_empty() {
+                    let done = target.write_from(bytes);
+                    bytes = bytes.get(done..).unwrap_or_default();
+                    target = target.split(done).1;
+                    if target.is_empty() && !bytes.is_empty() {
+                        let Some(next) = targets.next() else { return false };
+                        target = next;
+                    }
+                }
+            }
+            Source::Shared(mut slice) => {
+                while !slice.is_empty() {
+                    if target.is_empty() {
+                        let Some(next) = targets.next() else { return false };
+                        target = next;
+                    }
+                    let done = slice.copy_to(target);
+                    slice = slice.split(done).1;
+                    target = target.split(done).1;
+                }
+            }
+        }
+    }
+    true
+}
+
+#[cold]
+fn write_pieces(
+    memory: &QueueMemory,
+    slot: u32,
+    head: [u64; 2],
+    pieces: &[SharedSlice<'_>],
+) -> bool {
+    let mut first = [0; 16];
+    let (low, high) = first.split_at_mut(8);
+    low.copy_from_slice(&head[0].to_le_bytes());
+    high.copy_from_slice(&head[1].to_le_bytes());
+    let total: usize = pieces.iter().map(SharedSlice::len).sum();
+    let mut at = total.min(16);
+    let first = first.get(..at).unwrap_or_default();
+    if !write_at(memory, slot, RECEIVE_DATA_OFFSET, &[Source::Bytes(first)]) {
+        return false;
+    }
+    let mut skip = at;
+    for piece in pieces {
+        let (_, rest) = piece.split(skip);
+        skip -= skip.min(piece.len());
+        let Ok(offset) = u32::try_from(at) else { return false };
+        if !rest.is_empty()
+            && !write_at(memory, slot, RECEIVE_DATA_OFFSET + offset, &[Source::Shared(rest)])
+        {
+            return false;
+        }
+        at += rest.len();
+    }
+    true
+}
