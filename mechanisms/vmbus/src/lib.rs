@@ -11,9 +11,13 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 mod channel;
+pub mod client;
 mod event_fd;
 mod guest_buffer;
+#[cfg(test)]
+mod interleaving;
 pub mod ring;
+pub mod server;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
