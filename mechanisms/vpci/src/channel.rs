@@ -27,15 +27,20 @@ pub enum ChannelError {
     },
 }
 
+/// Packets that may wait for room while a guest reads on.
+const GUEST_TOLERATES: usize = 256;
+
 /// An open VPCI channel, host's or guest's end.
 ///
-/// What the ring has no room for waits here; while anything does, nothing more is read, so that a peer that does not
+/// What the ring has no room for waits here. While anything does, a host reads nothing more: a guest that does not
 /// read its answers gets no more of them, and what waits stays bounded by what one packet, and the host's own events,
-/// can cause.
+/// can cause. A guest reads on, or the two could wait for each other, until what waits shows that its host never will.
 #[derive(Debug)]
 pub struct VpciChannel {
     channel: Channel,
     waiting: VecDeque<Outgoing>,
+    /// How much may wait while packets are read.
+    tolerated: usize,
     /// Bytes that the first of `waiting` needs.
     needed: Option<u32>,
     /// Where a payload is copied to before anyone looks at it.
@@ -43,9 +48,19 @@ pub struct VpciChannel {
 }
 
 impl VpciChannel {
-    /// A channel that has just been opened.
-    pub fn new(channel: Channel) -> Self {
-        Self { channel, waiting: VecDeque::new(), needed: None, payload: Vec::new() }
+    /// The host's end of a channel that has just been opened.
+    pub fn of_host(channel: Channel) -> Self {
+        Self::new(channel, 0)
+    }
+
+    /// The guest's end of a channel that has just been opened.
+    pub fn of_guest(channel: Channel) -> Self {
+        Self::new(channel, GUEST_TOLERATES)
+    }
+
+    fn new(channel: Channel, tolerated: usize) -> Self {
+        let waiting = VecDeque::new();
+        Self { channel, waiting, tolerated, needed: None, payload: Vec::new() }
     }
 
     /// The channel itself, to wait for it.
@@ -72,6 +87,10 @@ impl VpciChannel {
         self.write_waiting()
     }
 
+    fn holds_back(&self) -> bool {
+        self.waiting.len() > self.tolerated
+    }
+
     fn write_waiting(&mut self) -> Result<(), ChannelError> {
         while let Some(first) = self.waiting.front() {
             match write(&mut self.channel, first) {
@@ -89,7 +108,7 @@ impl VpciChannel {
         Ok(())
     }
 
-    /// Reads the next packet and gives it to `handle`; `None` if there is none, or if something waits for room.
+    /// Reads the next packet and gives it to `handle`; `None` if there is none, or if too much waits for room.
     ///
     /// # Errors
     /// [`ChannelError`]: the channel is to be closed.
@@ -98,7 +117,7 @@ impl VpciChannel {
         handle: impl FnOnce(Incoming<'_>) -> R,
     ) -> Result<Option<R>, ChannelError> {
         self.write_waiting()?;
-        if self.is_congested() {
+        if self.holds_back() {
             return Ok(None);
         }
         let Some(packet) = self.channel.receive()? else { return Ok(None) };
@@ -144,7 +163,7 @@ impl VpciChannel {
         }
         let nothing_to_read = self.channel.prepare_to_wait()?;
         // While answers wait for room, what there is to read waits too.
-        Ok(nothing_to_read || self.is_congested())
+        Ok(nothing_to_read || self.holds_back())
     }
 }
 

@@ -338,9 +338,11 @@ impl Vsc {
         {
             self.answer_stop(false, &mut effects);
         }
-        let expired = self.pending.extract_if(.., |_, pending| pending.deadline <= now);
-        let expired: Vec<_> = expired.map(|(_, pending)| pending).collect();
-        for pending in expired {
+        let is_due = |(_, pending): &(u64, Pending)| pending.deadline <= now;
+        let pending = std::mem::take(&mut self.pending);
+        let (expired, others): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_due);
+        self.pending = others.into_iter().collect();
+        for (_, pending) in expired {
             self.expired(pending, &mut effects);
         }
         effects

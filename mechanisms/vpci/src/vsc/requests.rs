@@ -188,9 +188,11 @@ impl Vsc {
 
     /// Ends what the driver waits for: the function goes.
     pub(super) fn abort_driver_requests(&mut self, effects: &mut Vec<VscEffect>) {
-        let drivers = self
-            .pending
-            .extract_if(.., |_, pending| matches!(pending.purpose, Purpose::Driver(..)));
+        let is_drivers =
+            |(_, pending): &(u64, Pending)| matches!(pending.purpose, Purpose::Driver(..));
+        let pending = std::mem::take(&mut self.pending);
+        let (drivers, others): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_drivers);
+        self.pending = others.into_iter().collect();
         for (_, pending) in drivers {
             if let Purpose::Driver(request, _) = pending.purpose {
                 let result = Err(NtStatus::DEVICE_REMOVED);

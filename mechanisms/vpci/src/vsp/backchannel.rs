@@ -97,11 +97,13 @@ impl Vsp {
     }
 
     pub(super) fn expire_pf_requests(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        let expired = self.pf.extract_if(.., |_, pending| pending.deadline <= now);
-        let expired: Vec<_> = expired.map(|(_, pending)| pending.transaction).collect();
-        for transaction in expired {
+        let is_due = |(_, pending): &(PfRequestId, PfPending)| pending.deadline <= now;
+        let pending = std::mem::take(&mut self.pf);
+        let (expired, others): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_due);
+        self.pf = others.into_iter().collect();
+        for (_, pending) in expired {
             self.counters.pf_timeouts += 1;
-            self.answer(Some(transaction), NtStatus::IO_TIMEOUT, effects);
+            self.answer(Some(pending.transaction), NtStatus::IO_TIMEOUT, effects);
         }
     }
 
