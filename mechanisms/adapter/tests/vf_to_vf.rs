@@ -46,3 +46,26 @@ fn broadcast_reaches_every_other_vf_and_spoofed_frames_nobody() {
     let transmit = bench.adapter.stats(FunctionId::Vf(common::vf(0))).unwrap().transmit;
     assert_eq!((transmit.spoofed, transmit.unicast, transmit.broadcast), (1, 1, 1));
 }
+
+#[test]
+fn a_client_whose_eventfd_would_block_stops_nobody() {
+    let bench = Bench::new(3);
+    let (mut one, mut three) = (bench.open(0), bench.open(2));
+    let mut two =
+        common::End::open(avf_driver::DriverConfig { interrupts: true, ..bench.config(1) });
+    // The client makes its eventfd blocking, and fills the counter.
+    let eventfd = two.pairs[0].rx.event_fd().unwrap();
+    let flags = rustix::fs::fcntl_getfl(eventfd).unwrap();
+    rustix::fs::fcntl_setfl(eventfd, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
+    rustix::io::write(eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    for round in 0..10 {
+        two.pairs[0].rx.arm().unwrap();
+        // The frame raises the interrupt; the next one is for somebody else, and arrives.
+        let first = frame(mac(1), mac(0), &[round; 100]);
+        let second = frame(mac(2), mac(0), &[round; 100]);
+        one.send(&first);
+        one.send(&second);
+        assert_eq!(two.receive(), first);
+        assert_eq!(three.receive(), second);
+    }
+}

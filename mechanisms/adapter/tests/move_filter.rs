@@ -1,0 +1,118 @@
+//! OID_RECEIVE_FILTER_MOVE_FILTER under traffic: no frame is seen by both VPorts, or by none.
+
+mod common;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use arrayvec::ArrayVec;
+use avf_driver::RxSegment;
+use common::{Bench, End, PATIENCE, frame, mac};
+use ndis_protocol::{FilterId, MacAddress, VPortId};
+use nic_switch::{ReceiveFilter, VlanMatch};
+
+const FRAMES: u64 = 40_000;
+/// Frames on their way at most: fewer than either receiver has buffers, so that none is dropped for want of one.
+const WINDOW: u64 = 128;
+/// The address that moves to and fro.
+const MOVING: u8 = 99;
+
+fn numbered(number: u64) -> Vec<u8> {
+    let mut payload = [0; 50];
+    payload[..8].copy_from_slice(&number.to_be_bytes());
+    frame(mac(MOVING), mac(0), &payload)
+}
+
+/// Ends the thread that moves the filter, also when another one fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Everything that one of the two receives, until all has arrived somewhere.
+fn receive_all(end: &mut End, arrived: &AtomicU64, done: &AtomicBool) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    let rx = &mut end.pairs[0].rx;
+    let memory = Arc::clone(rx.memory());
+    let mut burst = ArrayVec::<RxSegment, 32>::new();
+    loop {
+        let received = rx.receive(&mut burst);
+        for segment in burst.drain(..) {
+            let mut frame = vec![0; segment.length.into()];
+            memory.bytes(&segment.buffer).unwrap().read_into(&mut frame);
+            numbers.push(u64::from_be_bytes(frame[14..22].try_into().unwrap()));
+            rx.free(segment.buffer);
+        }
+        arrived.fetch_add(received as u64, Ordering::AcqRel);
+        if received == 0 && done.load(Ordering::Acquire) {
+            return numbers;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_filter_that_moves_under_traffic_loses_no_frame_and_doubles_none() {
+    let bench = Bench::new(3);
+    let (mut sender, mut one, mut two) = (bench.open(0), bench.open(1), bench.open(2));
+    let [one_vport, two_vport] = [2, 3].map(|number| VPortId::new(number).unwrap());
+    let filter = FilterId::new(1000).unwrap();
+    let address = MacAddress::new(mac(MOVING));
+    let start = ReceiveFilter { mac: address, vlan: VlanMatch::UntaggedOrZero, vport: one_vport };
+    bench.adapter.set_filter(filter, start).unwrap();
+
+    let arrived = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    let (by_one, by_two, moves) = std::thread::scope(|scope| {
+        let finished = Done(&done);
+        let one = scope.spawn(|| receive_all(&mut one, &arrived, &done));
+        let two = scope.spawn(|| receive_all(&mut two, &arrived, &done));
+        let moving = scope.spawn(|| {
+            let mut moves = 0;
+            let (mut from, mut to) = (one_vport, two_vport);
+            while !done.load(Ordering::Acquire) {
+                bench.adapter.move_filter(filter, from, to).unwrap();
+                std::mem::swap(&mut from, &mut to);
+                moves += 1;
+                // Frames pass between two moves, now more of them and now fewer.
+                for _ in 0..moves % 7 {
+                    std::thread::yield_now();
+                }
+            }
+            moves
+        });
+        let start = Instant::now();
+        let wait_for = |count: u64| {
+            while arrived.load(Ordering::Acquire) < count {
+                assert!(start.elapsed() < PATIENCE, "{arrived:?} frames of {count} arrived");
+                std::thread::yield_now();
+            }
+        };
+        for number in 0..FRAMES {
+            wait_for(number.saturating_sub(WINDOW));
+            sender.send(&numbered(number));
+        }
+        wait_for(FRAMES);
+        drop(finished);
+        (one.join().unwrap(), two.join().unwrap(), moving.join().unwrap())
+    });
+
+    println!("{moves} moves; {} and {} frames", by_one.len(), by_two.len());
+    assert!(moves > 100, "{moves} moves are no test");
+    assert!(!by_one.is_empty() && !by_two.is_empty());
+    // Each at one of the two, and in order there.
+    assert!(by_one.is_sorted() && by_two.is_sorted());
+    let mut all = [by_one, by_two].concat();
+    all.sort_unstable();
+    assert!(all.iter().copied().eq(0..FRAMES), "frames were lost or doubled");
+    let stats = bench.adapter.stats(ndis_protocol::FunctionId::Vf(common::vf(0))).unwrap();
+    assert_eq!((stats.transmit.unicast, stats.transmit.discards()), (FRAMES, 0));
+}
