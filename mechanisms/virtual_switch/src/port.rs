@@ -1,0 +1,44 @@
+//! What a port is.
+
+use std::time::Instant;
+
+use crate::{Frame, Staging};
+
+/// Why a port did not take a frame.
+#[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
+pub enum NotDelivered {
+    /// Whoever is behind the port does not receive, or not such frames.
+    NotWanted,
+    /// There is no buffer, or no room in a ring.
+    NoBuffer,
+    /// It is longer than what is behind the port takes.
+    TooLong,
+    /// Its offloads ask for what cannot be done.
+    Malformed,
+}
+
+/// One port: where frames come from and go to.
+///
+/// The thread that drives the switch calls everything here. In each round it calls `poll`, which hands over frames
+/// and keeps none of them; in between, other ports' frames arrive by `deliver`; at the round's end `flush` makes
+/// them visible. `prepare_to_wait` comes before the thread sleeps; if any port says that it has something to do, the
+/// thread does not sleep.
+pub trait Port: Send {
+    /// Hands the frames that have arrived to `forward`, some bursts at most. True if there was anything to do.
+    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool;
+
+    /// Takes one frame, whose bytes are copied before this returns.
+    ///
+    /// # Errors
+    /// Why it did not.
+    fn deliver(&mut self, frame: &Frame<'_>, staging: &mut Staging) -> Result<(), NotDelivered>;
+
+    /// Makes what was delivered visible to whoever is behind the port.
+    fn flush(&mut self);
+
+    /// Asks to be told of new frames; false if there are some already.
+    fn prepare_to_wait(&mut self) -> bool;
+
+    /// Whether frames can be delivered: a port that cannot takes none, and its VM's frames go elsewhere.
+    fn is_receiving(&self) -> bool;
+}
