@@ -2,7 +2,7 @@
 //! recorded as a step with its status and duration.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -20,11 +20,14 @@ use ndis_protocol::{
 };
 use pcivirt_protocol::NtStatus;
 use serde::Serialize;
+use uplink::UplinkSpec;
 
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Room for the answer of any one OID here, bytes.
 const ROOM: usize = 8192;
+/// The longest frame of any adapter, bytes.
+const LONGEST_FRAME: usize = 9728;
 
 /// One request and how it ended.
 #[derive(Clone, Debug, Serialize)]
@@ -271,9 +274,18 @@ impl<'o> Nic<'o> {
         serde_json::from_slice(&answer).context("the adapter's status")
     }
 
-    /// Connects the physical port to something else.
-    pub(crate) fn set_uplink(&mut self, spec: &str) -> Result<()> {
-        self.private(PrivateControl::SetUplink, spec, spec.as_bytes())
+    /// Connects the physical port to something else. Paths are those of this process.
+    pub(crate) fn set_uplink(&mut self, spec: &UplinkSpec) -> Result<()> {
+        let spec = absolute(spec)?;
+        let text = spec.to_string();
+        self.private(PrivateControl::SetUplink, &text, text.as_bytes()).map_err(|refusal| {
+            // The adapter gives a status and no cause. Most often the cause is the same on this side.
+            match uplink::open(&spec, LONGEST_FRAME) {
+                Err(cause) => anyhow::Error::new(cause)
+                    .context(format!("the adapter cannot be connected to {text}")),
+                Ok(_) => refusal.context("CLEARWAY_LOG=info has the adapter tell why"),
+            }
+        })
     }
 
     /// Changes what a VPort may do.
@@ -324,4 +336,20 @@ impl<'o> Nic<'o> {
         self.record("Shutdown", "the adapter", status, start);
         Ok(())
     }
+}
+
+/// The same uplink for a process in another folder.
+fn absolute(spec: &UplinkSpec) -> Result<UplinkSpec> {
+    let whole = |path: &PathBuf| {
+        std::path::absolute(path).with_context(|| format!("the whole path of {}", path.display()))
+    };
+    Ok(match spec {
+        UplinkSpec::Pcap { input, output, timing } => UplinkSpec::Pcap {
+            input: input.as_ref().map(whole).transpose()?,
+            output: output.as_ref().map(whole).transpose()?,
+            timing: *timing,
+        },
+        UplinkSpec::Cable { socket } => UplinkSpec::Cable { socket: whole(socket)? },
+        other => other.clone(),
+    })
 }

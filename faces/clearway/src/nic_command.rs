@@ -177,7 +177,7 @@ pub(crate) fn run(arguments: NicArguments) -> Result<()> {
             };
             nic.set_policy(&SetVPortPolicy { vport, allow_spoofing, allow_promiscuous, vlan })?;
         }
-        NicCommand::SetUplink { spec } => nic.set_uplink(&spec.to_string())?,
+        NicCommand::SetUplink { spec } => nic.set_uplink(&spec)?,
         NicCommand::Rebalance { timeout } => {
             let outcome = nic.rebalance(Duration::from_secs(timeout))?;
             if json {

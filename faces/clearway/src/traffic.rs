@@ -3,6 +3,7 @@
 //! These are ordinary programs on ordinary sockets; they know nothing of VFs.
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
@@ -33,6 +34,8 @@ pub(crate) enum TrafficCommand {
         #[arg(long, default_value_t = 20)]
         interval: u64,
     },
+    /// Print the multicast groups that eth0 listens to, as JSON.
+    Groups,
     /// Receive one TCP stream, check its contents, print the outcome as JSON.
     Receive {
         /// TCP port.
@@ -64,6 +67,8 @@ pub(crate) struct PingOutcome {
     pub(crate) fastest_us: u64,
     pub(crate) median_us: u64,
     pub(crate) slowest_us: u64,
+    /// The longest time without a reply, from the first request to the last reply.
+    pub(crate) longest_silence_us: u64,
 }
 
 /// How a stream arrived.
@@ -83,6 +88,7 @@ pub(crate) fn run(command: &TrafficCommand) -> Result<()> {
         TrafficCommand::Ping { to, count, interval } => {
             print(&ping(*to, *count, Duration::from_millis(*interval))?)
         }
+        TrafficCommand::Groups => print(&groups()?),
         TrafficCommand::Receive { port, patience } => {
             print(&receive(*port, Duration::from_secs(*patience))?)
         }
@@ -109,8 +115,9 @@ fn ping(to: Ipv4Addr, count: u16, interval: Duration) -> Result<PingOutcome> {
     let identifier = std::process::id().to_le_bytes();
     let [id0, id1, ..] = identifier;
     let mut sent_at = vec![None; usize::from(count)];
-    let mut rtts = Vec::new();
+    let mut replies = Vec::new();
     let mut outcome = PingOutcome::default();
+    let begin = Instant::now();
     for number in 0..count {
         let [high, low] = number.to_be_bytes();
         let mut request = [0u8; 64];
@@ -128,13 +135,17 @@ fn ping(to: Ipv4Addr, count: u16, interval: Duration) -> Result<PingOutcome> {
         if sendto(&socket, &request, SendFlags::empty(), &SocketAddrV4::new(to, 0)).is_ok() {
             outcome.sent += 1;
         }
-        collect(&socket, interval, [id0, id1], &mut sent_at, &mut rtts, &mut outcome)?;
+        collect(&socket, interval, [id0, id1], &mut sent_at, &mut replies, &mut outcome)?;
     }
     let last = Instant::now();
     while outcome.received < outcome.sent && last.elapsed() < Duration::from_secs(1) {
         let rest = Duration::from_millis(100);
-        collect(&socket, rest, [id0, id1], &mut sent_at, &mut rtts, &mut outcome)?;
+        collect(&socket, rest, [id0, id1], &mut sent_at, &mut replies, &mut outcome)?;
     }
+    let times = std::iter::once(begin).chain(replies.iter().map(|(time, _)| *time));
+    let silences = times.clone().zip(times.skip(1)).map(|(from, to)| to - from);
+    outcome.longest_silence_us = u64::try_from(silences.max().unwrap_or_default().as_micros())?;
+    let mut rtts: Vec<u64> = replies.into_iter().map(|(_, rtt)| rtt).collect();
     rtts.sort_unstable();
     outcome.fastest_us = rtts.first().copied().unwrap_or(0);
     outcome.median_us = rtts.get(rtts.len() / 2).copied().unwrap_or(0);
@@ -148,7 +159,7 @@ fn collect(
     time: Duration,
     identifier: [u8; 2],
     sent_at: &mut [Option<Instant>],
-    rtts: &mut Vec<u64>,
+    replies: &mut Vec<(Instant, u64)>,
     outcome: &mut PingOutcome,
 ) -> Result<()> {
     let until = Instant::now() + time;
@@ -178,11 +189,24 @@ fn collect(
         match sent_at.get_mut(usize::from(u16::from_be_bytes([high, low]))).map(Option::take) {
             Some(Some(sent)) => {
                 outcome.received += 1;
-                rtts.push(u64::try_from(sent.elapsed().as_micros())?);
+                replies.push((Instant::now(), u64::try_from(sent.elapsed().as_micros())?));
             }
             _ => outcome.duplicates += 1,
         }
     }
+}
+
+/// Lines of `/proc/net/dev_mcast`: index, name, two counts, and the address in hexadecimal digits.
+fn groups() -> Result<BTreeSet<[u8; 6]>> {
+    let path = "/proc/thread-self/net/dev_mcast";
+    let text = std::fs::read_to_string(path).context(path)?;
+    let group = |line: &str| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let name = fields.next()?;
+        let [_, _, group @ ..] = u64::from_str_radix(fields.nth(2)?, 16).ok()?.to_be_bytes();
+        (name == "eth0").then_some(group)
+    };
+    Ok(text.lines().filter_map(group).collect())
 }
 
 fn receive(port: u16, patience: Duration) -> Result<StreamOutcome> {
