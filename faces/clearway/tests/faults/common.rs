@@ -85,7 +85,13 @@ impl User {
 
     /// Runs the program to its end.
     pub(crate) fn clearway(self, arguments: &[&str]) -> Output {
-        self.command(self.program()).args(arguments).output().unwrap()
+        self.clearway_with(arguments, &[])
+    }
+
+    /// Runs the program to its end with these variables in its environment.
+    pub(crate) fn clearway_with(self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+        let mut command = self.command(self.program());
+        command.args(arguments).envs(variables.iter().copied()).output().unwrap()
     }
 
     /// Runs `clearway nic` on the adapter in a directory.
