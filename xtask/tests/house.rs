@@ -1,7 +1,11 @@
 //! Rules of the house that the compiler does not hold: layers, lints and licences.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -125,4 +129,38 @@ fn licences_of_all_dependencies_are_allowed() {
         }
     }
     assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn every_test_that_the_specification_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let specification = std::fs::read_to_string(root.join("SPECIFICATION.md")).unwrap();
+    let files = Command::new("git").args(["ls-files", "-z", "*.rs"]).current_dir(&root).output();
+    let Some(files) = files.ok().filter(|output| output.status.success()) else {
+        println!("skipped: this is no checkout of git");
+        return;
+    };
+    let mut functions = BTreeSet::new();
+    for file in String::from_utf8(files.stdout).unwrap().split_terminator('\0') {
+        // A file may have been removed and that not been committed yet.
+        let text = std::fs::read_to_string(root.join(file)).unwrap_or_default();
+        for line in text.lines() {
+            let line =
+                line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
+            if let Some(rest) = line.strip_prefix("fn ") {
+                let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+                functions.insert(rest[..end.unwrap_or(rest.len())].to_owned());
+            }
+        }
+    }
+    // Names of tests have several words; folders and commands have other characters as well.
+    let is_test = |name: &str| {
+        name.contains('_')
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    let named: BTreeSet<_> =
+        specification.split('`').skip(1).step_by(2).filter(|n| is_test(n)).collect();
+    let missing: Vec<_> = named.iter().filter(|name| !functions.contains(**name)).collect();
+    assert_eq!(missing, Vec::<&&str>::new(), "SPECIFICATION.md names tests that are not there");
+    assert!(named.len() > 200, "the names were found: {}", named.len());
 }
