@@ -125,12 +125,13 @@ impl<'m, M> Burst<'m, M> {
         self.frames.is_empty()
     }
 
-    /// Whether the next ring packet may not fit.
+    /// Whether so many ring packets fit, the last of any kind and the others of one piece.
     #[inline]
-    pub(crate) fn is_full(&self) -> bool {
-        self.frames.remaining_capacity() < MAX_FRAMES_PER_MESSAGE
-            || self.pieces.remaining_capacity() < MAX_PIECES + MAX_FRAMES_PER_MESSAGE
-            || self.done.is_full()
+    pub(crate) fn has_room(&self, packets: usize) -> bool {
+        let frames = packets * MAX_FRAMES_PER_MESSAGE;
+        self.frames.remaining_capacity() >= frames
+            && self.pieces.remaining_capacity() >= frames + MAX_PIECES
+            && self.done.remaining_capacity() >= packets
     }
 
     /// Adds a frame in one piece.

@@ -166,6 +166,12 @@ impl Control {
         self.outbox.pop_front();
     }
 
+    /// Messages that wait to be sent.
+    #[must_use]
+    pub fn waiting_count(&self) -> usize {
+        self.outbox.len()
+    }
+
     /// Whether the core takes packets: it does not while the guest leaves many messages unread.
     #[must_use]
     pub fn accepts_packets(&self) -> bool {

@@ -374,21 +374,38 @@ impl NetVsp {
     }
 
     fn try_prepare(&mut self, index: u16) -> Result<bool, ProtocolError> {
+        // What waits for room asks for it; what waits for a suballocation is woken by the packet that frees one.
+        for _ in 0..4 {
+            if self.all_sent(index)? {
+                break;
+            }
+            let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut)
+            else {
+                break;
+            };
+            // Half the ring is room for anything that may wait.
+            let needed = open.channel.halves().1.size() / 2;
+            if !open.channel.request_room(needed)? {
+                break;
+            }
+        }
+        match self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) {
+            Some(open) => Ok(open.channel.prepare_to_wait()?),
+            None => Ok(true),
+        }
+    }
+
+    /// Sends what waits on a channel; true if nothing is left.
+    fn all_sent(&mut self, index: u16) -> Result<bool, ProtocolError> {
         if index == 0 {
             self.send_waiting()?;
         }
-        let blocked_control = index == 0 && self.control.waiting().is_some();
+        let waits = index == 0 && self.control.waiting().is_some();
         let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
             return Ok(true);
         };
         let (_, sender) = open.channel.halves();
-        let drained = open.queue.drain(sender)? && open.queue.announce(sender)?;
-        if !drained || blocked_control {
-            // Half the ring is room for anything that may wait.
-            let needed = sender.size() / 2;
-            return Ok(!open.channel.request_room(needed)? && open.channel.prepare_to_wait()?);
-        }
-        Ok(open.channel.prepare_to_wait()?)
+        Ok(open.queue.drain(sender)? && open.queue.announce(sender)? && !waits)
     }
 
     /// Takes the interrupts of channel `index`.

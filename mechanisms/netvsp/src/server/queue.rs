@@ -159,12 +159,11 @@ impl VspQueue {
         // Sections are seen first, so that they are on their way into the cache, and looked at then.
         let mut waiting = ArrayVec::<Waiting<'m>, { BURST_FRAMES / MAX_FRAMES_PER_MESSAGE }>::new();
         loop {
-            if waiting.is_full() {
+            if !burst.has_room(waiting.len() + 1) {
                 self.parse_waiting(&mut waiting, burst);
-            }
-            if burst.is_full() {
-                self.parse_waiting(&mut waiting, burst);
-                return Ok(Stop::Full);
+                if !burst.has_room(1) {
+                    return Ok(Stop::Full);
+                }
             }
             let Some(packet) = ring.receive()? else {
                 self.parse_waiting(&mut waiting, burst);

@@ -31,7 +31,7 @@ pub enum VfState {
     Ready {
         /// Its serial number.
         serial: u32,
-        /// False after filters could not be moved away from the VF: they may still be there.
+        /// False after filters could not be moved: they may still point to the VF.
         settled: bool,
     },
     /// Filters are being moved.
@@ -294,9 +294,8 @@ impl Vf {
             }
             (_, DataPath::Vf, true) => self.state = VfState::Switched { serial },
             (_, DataPath::Vf, false) => {
-                // A move is atomic: the filters are where they were.
                 self.out.push(VfEffect::NotifySynthetic);
-                self.state = VfState::Ready { serial, settled: true };
+                self.state = VfState::Ready { serial, settled: false };
             }
             (_, DataPath::Synthetic, done) => {
                 self.state = VfState::Ready { serial, settled: done };

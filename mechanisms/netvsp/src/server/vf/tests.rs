@@ -83,7 +83,7 @@ fn a_move_to_the_vf_that_fails_is_completed_and_taken_back() {
     vf.guest_asks(VfPath, Some(1));
     vf.moved(false, now);
     assert_eq!(vf.take(), [MoveFilters(VfPath), Complete(1), NotifySynthetic]);
-    assert_eq!(vf.state(), VfState::Ready { serial: SERIAL, settled: true });
+    assert_eq!(vf.state(), VfState::Ready { serial: SERIAL, settled: false });
 }
 
 #[test]
