@@ -117,7 +117,8 @@ impl ConfigSpace {
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         let header = self.header();
         let driver_area = self.driver_area.to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
+        for (index, byte) in data.iter_mut().enumerate() {
+            let at = offset.saturating_add(index as u64);
             let place = usize::try_from(at).unwrap_or(usize::MAX);
             *byte = match at {
                 SIZE.. => 0xFF,
@@ -134,8 +135,8 @@ impl ConfigSpace {
 
     /// Writes any bytes; those that are read-only stay.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            if let Ok(at) = u16::try_from(at) {
+        for (index, byte) in data.iter().enumerate() {
+            if let Ok(at) = u16::try_from(offset.saturating_add(index as u64)) {
                 self.write_byte(at, *byte);
             }
         }

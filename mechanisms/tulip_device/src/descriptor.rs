@@ -94,7 +94,10 @@ impl Descriptor {
     pub(crate) fn read(dma: &DmaMap, address: u32) -> Result<Option<Self>, DmaFault> {
         let at = DmaAddress(address.into());
         let fault = DmaFault { address: at, length: 4, write: false };
-        let first = dma.read_slice(&mut TranslationCache::default(), at, 4)?.load_u32(0, Ordering::Acquire).ok_or(fault)?;
+        let first = dma
+            .read_slice(&mut TranslationCache::default(), at, 4)?
+            .load_u32(0, Ordering::Acquire)
+            .ok_or(fault)?;
         if first & OWN == 0 {
             return Ok(None);
         }

@@ -131,7 +131,8 @@ impl<P: FramePort> TulipFunction<P> {
         // A register is read once for each access, however small: CSR8 is cleared by it.
         let mut register = u64::MAX;
         let mut value = [0; 4];
-        for (at, byte) in (offset..).zip(data) {
+        for (index, byte) in data.iter_mut().enumerate() {
+            let at = offset.saturating_add(index as u64);
             if at & !3 != register {
                 register = at & !3;
                 let number = u32::try_from(register).unwrap_or(u32::MAX);
@@ -148,8 +149,8 @@ impl<P: FramePort> TulipFunction<P> {
         if !offset.is_multiple_of(4) || !rest.is_empty() {
             return;
         }
-        for (at, word) in (offset..).step_by(4).zip(words) {
-            if let Ok(register) = u32::try_from(at) {
+        for (index, word) in words.iter().enumerate() {
+            if let Ok(register) = u32::try_from(offset.saturating_add(4 * index as u64)) {
                 self.device.write(register, u32::from_le_bytes(*word), now());
             }
         }

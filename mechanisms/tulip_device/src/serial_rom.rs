@@ -103,7 +103,7 @@ impl SerialRom {
                 } else if value >> ADDRESS_BITS == READ {
                     // A zero comes before the data.
                     self.output = false;
-                    State::Reading { bit: usize::from(value & (WORDS as u16 - 1)) * 16 }
+                    State::Reading { bit: usize::from(value) % WORDS * 16 }
                 } else {
                     State::Ignoring
                 }

@@ -232,9 +232,11 @@ fn step(world: &mut World, step: Step) {
 
 proptest! {
     #[test]
-    fn no_guest_can_break_a_host(events in vec(host_events(), 0..120)) {
-        let mut host = Host::new();
-        host.open();
+    fn no_guest_can_break_a_host(running: bool, events in vec(host_events(), 0..120)) {
+        let mut host = if running { Host::running() } else { Host::new() };
+        if !running {
+            host.open();
+        }
         for event in events {
             apply(&mut host, event);
             prop_assert!(host.vsp.interrupt_count() <= 2048);
