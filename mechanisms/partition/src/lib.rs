@@ -2,7 +2,7 @@
 //!
 //! [`Partition`] is what the host's end of VMBus, VPCI and NetVSP need of a guest, whatever the guest is. It knows
 //! no channels and no devices. Its first implementation is the user-mode partition ([`user`]): the guest is an
-//! unprivileged process at the other end of a Unix socket, over memory that the host made. The shells
+//! unprivileged process at the other end of a Unix socket, over memory that the host made. [`host`] and [`guest`]
 //! join the cores of the `vmbus` crate with a partition into a running server and a running client.
 //!
 //! The guest is hostile: whatever it sends is validated and bounded, and ends at worst in
@@ -15,6 +15,8 @@
 
 mod contract;
 mod error;
+pub mod guest;
+pub mod host;
 mod memory;
 mod pages;
 pub mod user;
