@@ -1,6 +1,6 @@
 //! The default VPort of an SR-IOV adapter as uplink.
 
-use std::{path::PathBuf, time::Instant};
+use std::{os::fd::BorrowedFd, path::PathBuf, time::Instant};
 
 use arrayvec::ArrayVec;
 use avf_driver::{
@@ -243,6 +243,14 @@ impl Port for AvfUplink {
     fn prepare_to_wait(&mut self) -> bool {
         // A queue that was reset, or has no interrupts, is looked at when the thread wakes for other reasons.
         !matches!(self.pair.rx.arm(), Ok(true)) || self.pair.rx.is_stopped()
+    }
+
+    fn wait_on<'a>(&'a self, fds: &mut Vec<BorrowedFd<'a>>) {
+        fds.extend(self.pair.rx.event_fd());
+    }
+
+    fn woken(&mut self) {
+        self.pair.rx.acknowledge();
     }
 
     fn is_receiving(&self) -> bool {

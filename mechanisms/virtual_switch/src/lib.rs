@@ -4,8 +4,8 @@
 //! It decides by the rules of [`nic_switch`], so that a VM is subject to the same MAC, VLAN and spoofing policy on
 //! its synthetic path as on its VF; here each port is a VPort of that table, and the uplink is its physical port.
 //! There is no learning: every address behind a port is assigned to it, and what is unknown lies behind the uplink.
-//! It offers no channel, opens no device, and owns no thread: whoever drives it calls [`VirtualSwitch::poll`], and
-//! changes ports and policies between two calls, which makes each change atomic towards frames.
+//! It offers no channel and opens no device. Ports and policies change between two rounds, which makes each change
+//! atomic towards frames.
 //!
 //! | module | what it does |
 //! | --- | --- |
@@ -14,6 +14,7 @@
 //! | `frame` | a frame inside the switch: pieces of shared memory, a tag, offloads |
 //! | `finish` | does in software what a frame still asks for: checksums, segments |
 //! | [`SyntheticPort`] | a VM's NetVSP |
+//! | [`Worker`] | the thread that drives a switch, and the handle by which control reaches it |
 //! | [`AvfUplink`] | the default VPort of an SR-IOV adapter, by the AVF driver |
 //!
 //! A frame is copied once, out of its sender's memory into its receiver's. Headers that change on the way (a tag
@@ -31,6 +32,7 @@ mod switch;
 mod synthetic_port;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 pub use avf_uplink::{AvfUplink, UplinkUnsuitable};
 pub use frame::{Frame, Offloads};
@@ -38,3 +40,4 @@ pub use port::{NotDelivered, Port};
 pub use staging::Staging;
 pub use switch::{PortPolicy, PortStatistics, VirtualSwitch};
 pub use synthetic_port::SyntheticPort;
+pub use worker::{SwitchHandle, SwitchStopped, Worker};

@@ -1,6 +1,6 @@
 //! What a port is.
 
-use std::time::Instant;
+use std::{any::Any, os::fd::BorrowedFd, time::Instant};
 
 use crate::{Frame, Staging};
 
@@ -22,8 +22,9 @@ pub enum NotDelivered {
 /// The thread that drives the switch calls everything here. In each round it calls `poll`, which hands over frames
 /// and keeps none of them; in between, other ports' frames arrive by `deliver`; at the round's end `flush` makes
 /// them visible. `prepare_to_wait` comes before the thread sleeps; if any port says that it has something to do, the
-/// thread does not sleep.
-pub trait Port: Send {
+/// thread does not sleep. Otherwise it sleeps until one of the descriptors of `wait_on` is readable, or the earliest
+/// `deadline` is there, and calls `woken`, then `poll`.
+pub trait Port: Send + Any {
     /// Hands the frames that have arrived to `forward`, some bursts at most. True if there was anything to do.
     fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool;
 
@@ -38,6 +39,17 @@ pub trait Port: Send {
 
     /// Asks to be told of new frames; false if there are some already.
     fn prepare_to_wait(&mut self) -> bool;
+
+    /// Adds the descriptors that become readable when there are new frames.
+    fn wait_on<'a>(&'a self, fds: &mut Vec<BorrowedFd<'a>>);
+
+    /// Takes the signals that came, and wants none until it is asked to be told again.
+    fn woken(&mut self);
+
+    /// When it is to be polled at the latest, though nothing may have come.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
 
     /// Whether frames can be delivered: a port that cannot takes none, and its VM's frames go elsewhere.
     fn is_receiving(&self) -> bool;

@@ -1,6 +1,6 @@
 //! The switch: its ports, and one frame's way through.
 
-use std::time::Instant;
+use std::{any::Any, os::fd::BorrowedFd, time::Instant};
 
 use ndis_protocol::{FilterId, MacAddress, VPortId};
 use nic_switch::{
@@ -193,6 +193,8 @@ impl VirtualSwitch {
         let PortPolicy { mac, receives, vport } = policy;
         let filter = ReceiveFilter { mac, vlan: receives, vport: id };
         self.table.set_filter(Self::filter_of(id)?, filter)?;
+        // Which groups a guest listens to is left to it, as hosts do.
+        self.table.set_guest_filters(id, [], true, vport.allow_promiscuous, None)?;
         self.table.set_policy(id, vport)
     }
 
@@ -216,9 +218,10 @@ impl VirtualSwitch {
         before.map(|connected| connected.port)
     }
 
-    /// A port, to look at or to control.
-    pub fn port(&mut self, id: VPortId) -> Option<&mut dyn Port> {
-        Some(self.ports.get_mut(id.index())?.as_mut()?.port.as_mut())
+    /// A port, if it is one of this kind: to look at or to control.
+    pub fn port<P: Port>(&mut self, id: VPortId) -> Option<&mut P> {
+        let port: &mut dyn Any = self.ports.get_mut(id.index())?.as_mut()?.port.as_mut();
+        port.downcast_mut()
     }
 
     /// What passed through a port.
@@ -275,6 +278,27 @@ impl VirtualSwitch {
         // Each is asked, so that each tells.
         let ports = self.ports.iter_mut().chain([&mut self.uplink]).flatten();
         ports.fold(true, |wait, connected| connected.port.prepare_to_wait() && wait)
+    }
+
+    /// Adds what a thread that sleeps is to wait on.
+    pub fn wait_on<'a>(&'a self, fds: &mut Vec<BorrowedFd<'a>>) {
+        self.all().for_each(|connected| connected.port.wait_on(fds));
+    }
+
+    /// When a thread that sleeps has to wake up at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.all().filter_map(|connected| connected.port.deadline()).min()
+    }
+
+    /// Tells all ports that the thread has woken up.
+    pub fn woken(&mut self) {
+        let ports = self.ports.iter_mut().chain([&mut self.uplink]).flatten();
+        ports.for_each(|connected| connected.port.woken());
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Connected> {
+        self.ports.iter().chain([&self.uplink]).flatten().map(Box::as_ref)
     }
 
     fn arrive(&mut self, ingress: Ingress, frame: &Frame<'_>, statistics: &mut PortStatistics) {

@@ -1,10 +1,13 @@
 //! A VM's synthetic adapter.
 
-use std::time::Instant;
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Instant,
+};
 
 use netvsp::{
     ReceiveMetadata,
-    server::{self, NetVsp},
+    server::{self, NetVsp, Upcall},
 };
 use offload::{MAX_HEADER_LEN, classify};
 
@@ -14,18 +17,19 @@ use crate::{Frame, NotDelivered, Offloads, Port, Staging, finish::finish};
 const MAX_CHANNELS: u16 = 64;
 
 /// The port of a VM whose adapter is served by a [`NetVsp`].
-#[derive(Debug)]
 pub struct SyntheticPort {
     nic: NetVsp,
+    tell: Box<dyn FnMut(Upcall) + Send>,
     /// Channels with frames that the guest was not told of, a bit each.
     untold: u64,
 }
 
 impl SyntheticPort {
-    /// A port for this adapter.
+    /// A port for this adapter. What the adapter wants to be done is told to `tell`, on the thread that drives the
+    /// switch: it hands it on, and the answer comes by [`Self::nic`].
     #[must_use]
-    pub fn new(nic: NetVsp) -> Self {
-        Self { nic, untold: 0 }
+    pub fn new(nic: NetVsp, tell: impl FnMut(Upcall) + Send + 'static) -> Self {
+        Self { nic, tell: Box::new(tell), untold: 0 }
     }
 
     /// The adapter's server: to open and close its channels, to carry out its upcalls.
@@ -42,9 +46,19 @@ impl SyntheticPort {
     }
 }
 
+impl std::fmt::Debug for SyntheticPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SyntheticPort").field("nic", &self.nic).finish_non_exhaustive()
+    }
+}
+
 impl Port for SyntheticPort {
     fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
         let mut worked = false;
+        if self.nic.deadline().is_some_and(|deadline| deadline <= now) {
+            self.nic.tick(now);
+            worked = true;
+        }
         for index in self.channels() {
             let poll = self.nic.poll(index, now, |burst| {
                 for frame in burst.frames() {
@@ -59,11 +73,15 @@ impl Port for SyntheticPort {
             });
             worked |= poll.frames > 0 || poll.more;
         }
+        while let Some(upcall) = self.nic.next_upcall() {
+            (self.tell)(upcall);
+            worked = true;
+        }
         worked
     }
 
     fn deliver(&mut self, frame: &Frame<'_>, staging: &mut Staging) -> Result<(), NotDelivered> {
-        let Self { nic, untold } = self;
+        let Self { nic, untold, .. } = self;
         finish(frame, staging, |finished| {
             let mut known: ReceiveMetadata = finished.known;
             let mut channel = 0;
@@ -112,6 +130,20 @@ impl Port for SyntheticPort {
 
     fn prepare_to_wait(&mut self) -> bool {
         self.channels().all(|index| self.nic.prepare_to_wait(index))
+    }
+
+    fn wait_on<'a>(&'a self, fds: &mut Vec<BorrowedFd<'a>>) {
+        fds.extend(self.channels().filter_map(|index| Some(self.nic.channel(index)?.as_fd())));
+    }
+
+    fn woken(&mut self) {
+        for index in self.channels() {
+            self.nic.woken(index);
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.nic.deadline()
     }
 
     fn is_receiving(&self) -> bool {

@@ -2,10 +2,12 @@
 
 mod offloads;
 mod rules;
+mod synthetic;
 mod uplink;
 
 use std::{
     collections::VecDeque,
+    os::fd::BorrowedFd,
     sync::{Arc, Mutex, MutexGuard},
     time::Instant,
 };
@@ -123,6 +125,10 @@ impl Port for MemoryPort {
     fn prepare_to_wait(&mut self) -> bool {
         self.0.wire().to_send.is_empty()
     }
+
+    fn wait_on<'a>(&'a self, _fds: &mut Vec<BorrowedFd<'a>>) {}
+
+    fn woken(&mut self) {}
 
     fn is_receiving(&self) -> bool {
         !self.0.wire().deaf
