@@ -185,6 +185,15 @@ struct Worker {
     failed_rebuilds: u32,
 }
 
+impl Drop for Worker {
+    /// A carrier that panics takes the VM with it, instead of leaving one whose `eth0` is dead.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell(Notice::Failed("the carrier panicked".to_owned()));
+        }
+    }
+}
+
 impl Worker {
     fn run(mut self) {
         let mut idle_rounds = 0;
@@ -415,23 +424,28 @@ impl Worker {
     /// Passes on what the driver and the interface counted.
     fn publish(&mut self) {
         let missed = self.interface.missed();
-        let drops = Drops { no_room: missed - self.missed, ..Default::default() };
+        let drops = Drops { no_room: missed.saturating_sub(self.missed), ..Default::default() };
         self.missed = missed;
         self.shared.counters.to_vf.add(&CarrierDirection { drops, ..Default::default() });
         let Some(vf) = &self.vf else {
             return;
         };
-        let totals = vf.totals();
+        // While a VF could not be rebuilt it has no queues, and nothing that they counted.
+        let Some(totals) = vf.totals() else {
+            return;
+        };
         let before = std::mem::replace(&mut self.totals, totals);
         let receive_error = totals.receive_errors.saturating_sub(before.receive_errors);
         let drops = Drops { receive_error, ..Default::default() };
         self.shared.counters.to_guest.add(&CarrierDirection { drops, ..Default::default() });
         self.shared.counters.update_vf(|state| {
             vf.describe(state);
-            state.received_frames += totals.received_frames - before.received_frames;
-            state.received_bytes += totals.received_bytes - before.received_bytes;
-            state.transmitted_packets += totals.transmitted_packets - before.transmitted_packets;
-            state.transmitted_bytes += totals.transmitted_bytes - before.transmitted_bytes;
+            let grown = |now: u64, before: u64| now.saturating_sub(before);
+            state.received_frames += grown(totals.received_frames, before.received_frames);
+            state.received_bytes += grown(totals.received_bytes, before.received_bytes);
+            state.transmitted_packets +=
+                grown(totals.transmitted_packets, before.transmitted_packets);
+            state.transmitted_bytes += grown(totals.transmitted_bytes, before.transmitted_bytes);
         });
     }
 

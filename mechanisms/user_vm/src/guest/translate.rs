@@ -199,3 +199,118 @@ pub(super) fn from_vf(checksum: RxChecksum) -> VnetHeader {
         if checksum.l4 == Check::Good { ChecksumState::Verified } else { ChecksumState::Complete };
     VnetHeader::emit(&PacketOffload { checksum: state, segmentation: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+    use linux_network::VlanTag;
+
+    use super::*;
+
+    const MAX_FRAME: usize = 1518;
+
+    fn tcp(v6: bool, payload: usize) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let builder = if v6 {
+            builder.ipv6([0xFD; 16], [0xFE; 16], 64)
+        } else {
+            builder.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        };
+        let mut packet = Vec::new();
+        builder.tcp(1, 2, 3, 4).write(&mut packet, &vec![0x5A; payload]).unwrap();
+        packet
+    }
+
+    fn received(packet: &[u8], offload: PacketOffload) -> ReceivedPacket<'_> {
+        ReceivedPacket { packet, truncated: false, header: VnetHeader::emit(&offload), vlan: None }
+    }
+
+    fn plain(packet: &[u8]) -> ReceivedPacket<'_> {
+        let checksum = ChecksumState::Complete;
+        received(packet, PacketOffload { checksum, segmentation: None })
+    }
+
+    fn bytes(wire: &WirePacket<'_>) -> Vec<u8> {
+        [&wire.head, &*wire.body].concat()
+    }
+
+    #[test]
+    fn a_plain_packet_goes_out_as_it_is_and_a_short_one_is_padded() {
+        let packet = tcp(false, 1000);
+        let wire = to_vf(&plain(&packet), MAX_FRAME).unwrap();
+        assert_eq!(bytes(&wire), packet);
+        assert_eq!((wire.frames, wire.bytes), (1, packet.len() as u64));
+        let short = [[2; 12].as_slice(), &[8, 6]].concat();
+        let wire = to_vf(&plain(&short), MAX_FRAME).unwrap();
+        assert_eq!(bytes(&wire), [short.as_slice(), &[0; 3]].concat());
+    }
+
+    #[test]
+    fn a_tag_stands_behind_the_addresses() {
+        let packet = tcp(false, 100);
+        let vlan = Some(VlanTag { tpid: 0x8100, tci: 0x6005 });
+        let wire = to_vf(&ReceivedPacket { vlan, ..plain(&packet) }, MAX_FRAME).unwrap();
+        let expected = [&packet[..12], &[0x81, 0, 0x60, 5], &packet[12..]].concat();
+        assert_eq!(bytes(&wire), expected);
+    }
+
+    #[test]
+    fn what_is_too_long_or_contradicts_itself_is_refused() {
+        let packet = tcp(false, 1600);
+        assert_eq!(to_vf(&plain(&packet), MAX_FRAME).unwrap_err(), Refusal::TooLong);
+        let truncated = ReceivedPacket { truncated: true, ..plain(&packet[..100]) };
+        assert_eq!(to_vf(&truncated, MAX_FRAME).unwrap_err(), Refusal::TooLong);
+        assert_eq!(to_vf(&plain(&packet[..11]), MAX_FRAME).unwrap_err(), Refusal::Malformed);
+        // Segmentation of the other kind of IP.
+        let segmentation = Some(Segmentation {
+            kind: SegmentationKind::TcpV6,
+            ecn: false,
+            segment_size: 100,
+            header_length: 54,
+        });
+        let checksum = ChecksumState::Partial { start: 34, offset: 16 };
+        let odd = received(&packet, PacketOffload { checksum, segmentation });
+        assert_eq!(to_vf(&odd, MAX_FRAME).unwrap_err(), Refusal::Malformed);
+    }
+
+    #[test]
+    fn a_checksum_that_descriptors_can_name_is_left_to_the_vf_and_another_is_finished_here() {
+        for (v6, start) in [(false, 34), (true, 54)] {
+            let packet = tcp(v6, 200);
+            let checksum = ChecksumState::Partial { start, offset: 16 };
+            let offload = PacketOffload { checksum, segmentation: None };
+            let wire = to_vf(&received(&packet, offload), MAX_FRAME).unwrap();
+            assert_ne!(wire.offload, FrameOffload::NONE);
+            assert_eq!(bytes(&wire), packet);
+            // Somewhere else in the packet, as in a tunnel.
+            let checksum = ChecksumState::Partial { start: start + 40, offset: 4 };
+            let offload = PacketOffload { checksum, segmentation: None };
+            let wire = to_vf(&received(&packet, offload), MAX_FRAME).unwrap();
+            assert_eq!(wire.offload, FrameOffload::NONE);
+            let mut expected = packet.clone();
+            finish_checksum(&mut expected, start + 40, 4).unwrap();
+            assert_eq!(bytes(&wire), expected);
+        }
+    }
+
+    #[test]
+    fn large_packets_are_counted_as_the_frames_they_become() {
+        for (v6, headers, kind) in
+            [(false, 54, SegmentationKind::TcpV4), (true, 74, SegmentationKind::TcpV6)]
+        {
+            let packet = tcp(v6, 10_000);
+            let start = u16::try_from(headers - 20).unwrap();
+            let checksum = ChecksumState::Partial { start, offset: 16 };
+            let segmentation = Some(Segmentation {
+                kind,
+                ecn: false,
+                segment_size: 1400,
+                header_length: u16::try_from(headers).unwrap(),
+            });
+            let offload = PacketOffload { checksum, segmentation };
+            let wire = to_vf(&received(&packet, offload), MAX_FRAME).unwrap();
+            assert!(wire.offload.segments());
+            assert_eq!((wire.frames, wire.bytes), (8, 10_000 + 8 * headers as u64));
+        }
+    }
+}

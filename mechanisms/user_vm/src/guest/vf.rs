@@ -164,8 +164,11 @@ impl VfPath {
         state.queue_pairs = u16::try_from(self.pairs.len()).unwrap_or(u16::MAX);
     }
 
-    /// What the driver counted, over all queue pairs.
-    pub(super) fn totals(&self) -> Totals {
+    /// What the driver counted, over all queue pairs; `None` while it has none.
+    pub(super) fn totals(&self) -> Option<Totals> {
+        if self.pairs.is_empty() {
+            return None;
+        }
         let mut totals = Totals::default();
         for pair in &self.pairs {
             let (rx, tx) = (pair.rx.counters(), pair.tx.counters());
@@ -175,7 +178,7 @@ impl VfPath {
             totals.transmitted_packets += tx.frames;
             totals.transmitted_bytes += tx.bytes;
         }
-        totals
+        Some(totals)
     }
 
     /// Whether the queues stand still: the VF was reset, or is gone.

@@ -1,10 +1,16 @@
 //! Talking to a VM that runs, over its control socket.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::program::{self, Program, ProgramOutput, RunningProgram};
+use super::{
+    ANSWER_TIME,
+    program::{self, Program, ProgramOutput, RunningProgram},
+};
 use crate::{
     ProgramExit, UserVmError, VmStatistics,
     channel::{Channel, Received, Reply, Request},
@@ -53,12 +59,21 @@ impl VmClient {
     }
 
     /// Ends the VM.
+    ///
+    /// # Errors
+    /// No VM is there; or it does not end.
     pub fn shutdown(&self) -> Result<(), UserVmError> {
         let channel = self.connect()?;
+        let deadline = Instant::now() + ANSWER_TIME;
         // It answers by closing.
         let _ = channel.send(&Request::Shutdown, &[]);
-        while let Ok(Received::Message(..)) = channel.receive::<Reply>(None) {}
-        Ok(())
+        loop {
+            match channel.receive::<Reply>(Some(deadline)) {
+                Ok(Received::Message(..)) => {}
+                Ok(Received::Nothing) => return Err(timed_out(&self.name, "end")),
+                Ok(Received::Closed) | Err(_) => return Ok(()),
+            }
+        }
     }
 }
 
@@ -76,8 +91,14 @@ pub(super) fn connect(socket: &Path) -> std::io::Result<Channel> {
 pub(super) fn statistics(channel: &Channel, vm: &str) -> Result<VmStatistics, UserVmError> {
     let gone = || UserVmError::Gone(vm.to_owned());
     channel.send(&Request::Statistics, &[]).map_err(|_| gone())?;
-    match channel.receive(None) {
+    match channel.receive(Some(Instant::now() + ANSWER_TIME)) {
         Ok(Received::Message(Reply::Statistics(statistics), _)) => Ok(*statistics),
+        Ok(Received::Nothing) => Err(timed_out(vm, "tell what it counted")),
         _ => Err(gone()),
     }
+}
+
+/// A VM did not answer in [`ANSWER_TIME`].
+pub(super) fn timed_out(vm: &str, what: &'static str) -> UserVmError {
+    UserVmError::TimedOut { name: vm.to_owned(), what, seconds: ANSWER_TIME.as_secs() }
 }

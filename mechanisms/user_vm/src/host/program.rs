@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{ANSWER_TIME, client::timed_out};
 use crate::{
     ProgramExit, UserVmError,
     channel::{Channel, Grouping, ProgramRequest, Received, Reply, Request},
@@ -107,7 +108,8 @@ impl Program {
         channel.send(&request, &stdio.each_ref().map(AsFd::as_fd)).map_err(failed)?;
         // The program has its own copies now, and ours would keep its pipes open.
         drop(stdio);
-        match channel.receive(None).map_err(failed)? {
+        let deadline = Instant::now() + ANSWER_TIME;
+        match channel.receive(Some(deadline)).map_err(failed)? {
             Received::Message(Reply::Started(pid), _) => {
                 Ok(RunningProgram { channel, pid, exit: None, vm: vm.to_owned() })
             }
@@ -115,6 +117,7 @@ impl Program {
                 Some(errno) => io::Error::from_raw_os_error(errno),
                 None => io::ErrorKind::InvalidInput.into(),
             })),
+            Received::Nothing => Err(timed_out(vm, "start the program")),
             _ => Err(UserVmError::Gone(vm.to_owned())),
         }
     }

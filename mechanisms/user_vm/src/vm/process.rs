@@ -114,7 +114,11 @@ impl Vm {
                 .map_err(vf)?;
         let path = VfPath::open_within(&vf_config, config.start_timeout).map_err(vf)?;
         let most = u32::try_from(path.max_frame().saturating_sub(FRAME_OVERHEAD).max(LEAST_MTU));
-        let mtu = config.mtu.unwrap_or(USUAL_MTU).min(most.unwrap_or(u32::MAX));
+        let most = most.unwrap_or(u32::MAX);
+        let mtu = config.mtu.unwrap_or(USUAL_MTU).min(most);
+        if let Some(asked) = config.mtu.filter(|asked| *asked > most) {
+            tracing::warn!(asked, most, "eth0 has the largest MTU that the VF's frames allow");
+        }
         let interface_config = InterfaceConfig {
             kind: config.interface,
             mac: path.mac(),
