@@ -1,4 +1,9 @@
 //! The adapter behind its control socket: rebalances from outside, configuration blocks, VFs that are freed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests may panic as tests may"
+)]
 
 mod common;
 

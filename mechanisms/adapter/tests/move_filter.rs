@@ -1,4 +1,9 @@
 //! OID_RECEIVE_FILTER_MOVE_FILTER under traffic: no frame is seen by both VPorts, or by none.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests may panic as tests may"
+)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! A whole rebalance, as the PnP manager runs it.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests may")]
 
 mod common;
 

@@ -1,0 +1,91 @@
+//! Checklist item 61 with the driver of this project: a VF that is brought up again and again under traffic, each time with
+//! other rings and another number of queue pairs, as `ifup` and `ifdown`, `ethtool -G` and `ethtool -L` do.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests may panic as tests may"
+)]
+
+mod common;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use avf_driver::DriverConfig;
+use common::{Bench, End, PATIENCE, frame, mac, vf};
+use ndis_protocol::FunctionId;
+
+const ROUNDS: u16 = 100;
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Ends the sender, also when a check fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+#[test]
+fn c61_a_hundred_openings_with_other_rings_and_queues_under_traffic_leave_nothing_behind() {
+    let bench = Bench::with(2, 4, |_| {});
+    let mut sender = bench.open(0);
+    let done = AtomicBool::new(false);
+    let mut before = 0;
+    let sent = std::thread::scope(|scope| {
+        let finished = Done(&done);
+        let sending = scope.spawn(|| {
+            let content = frame(mac(1), mac(0), &[7; 200]);
+            let mut sent = 0;
+            while !done.load(Ordering::Acquire) {
+                sender.send(&content);
+                sent += 1;
+                std::thread::yield_now();
+            }
+            sent
+        });
+        for round in 0..ROUNDS {
+            let config = DriverConfig {
+                queue_pairs: 1 << (round % 3),
+                rx_ring: [64, 512, 1024, 96][usize::from(round % 4)],
+                tx_ring: [256, 64, 128][usize::from(round % 3)],
+                interrupts: round % 2 == 0,
+                ..bench.config(1)
+            };
+            let mut end = End::open(config);
+            assert_eq!(end.pairs.len(), 1 << (round % 3));
+            let start = Instant::now();
+            let mut burst = arrayvec::ArrayVec::<avf_driver::RxSegment, 16>::new();
+            // Traffic is there at once, on whichever queue.
+            while end.pairs.iter_mut().all(|pair| pair.rx.receive(&mut burst) == 0) {
+                assert!(start.elapsed() < PATIENCE, "no frame came in round {round}");
+                std::thread::yield_now();
+            }
+            // What was received is given back with the driver.
+            drop((burst, end));
+            if round == 3 {
+                before = open_descriptors();
+            }
+        }
+        drop(finished);
+        sending.join().unwrap()
+    });
+    let start = Instant::now();
+    while open_descriptors() > before {
+        assert!(start.elapsed() < PATIENCE, "{} descriptors, {before} before", open_descriptors());
+        std::thread::yield_now();
+    }
+    // Every frame was for somebody or for nobody, and the sender's function is as sound as before.
+    let stats = bench.adapter.stats(FunctionId::Vf(vf(0))).unwrap().transmit;
+    assert_eq!((stats.frames() + stats.discards(), stats.errors()), (sent, 0));
+    assert!(stats.unicast >= u64::from(ROUNDS));
+    let mut end = bench.open(1);
+    sender.send(&frame(mac(1), mac(0), b"the last one"));
+    while &end.receive()[14..] != b"the last one" {}
+}
