@@ -293,8 +293,9 @@ fn segmentation(
     Ok(Segmentation { mss, l3, layout })
 }
 
-/// The longest frame that a large send may be, bytes.
-pub(crate) const MAX_LARGE_FRAME: u32 = MAX_LARGE_SEND + MAX_HEADER_LEN as u32;
+/// The longest frame that a large send may be, bytes: the limit stated, and the longest headers.
+pub(crate) const MAX_LARGE_FRAME: u32 = MAX_LARGE_SEND + 256;
+const _: () = assert!(MAX_HEADER_LEN == 256);
 
 impl ReceiveMetadata {
     /// From what an AVF queue says of a received frame: its packet type, its verdicts, its tag, its hash.

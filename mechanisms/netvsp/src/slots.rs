@@ -162,7 +162,7 @@ mod tests {
                     let group = out.remove(&transaction).unwrap();
                     prop_assert_eq!(slots.complete(transaction), Some(group.len() as u32));
                 } else {
-                    let random = u64::from(pick) % 24 | u64::from(pick / 24) << 32;
+                    let random = (u64::from(pick) % 24) | (u64::from(pick / 24) << 32);
                     prop_assert_eq!(slots.complete(random).is_some(), out.remove(&random).is_some());
                 }
                 let mut seen: BTreeSet<u32> = slots.free.iter().copied().collect();

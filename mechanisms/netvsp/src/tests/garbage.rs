@@ -192,8 +192,8 @@ proptest! {
         server.open(0, pair.host);
         let mut guest = pair.guest;
         let now = Instant::now();
-        let proper = (0..proper_first).map(|step| (Junk::Proper(step), true));
-        for (junk, listens) in proper.chain(list) {
+        let first = (0..proper_first).map(|step| (Junk::Proper(step), true));
+        for (junk, listens) in first.chain(list) {
             throw(&junk, &mut guest, &pair.rings, &buffers);
             server.poll(0, now, |burst| {
                 for frame in burst.frames() {

@@ -179,8 +179,7 @@ fn anything_before_init_ends_the_channel_and_nothing_else() {
     let control = SendRndisPacket { channel_type: ChannelType::Control, section: None }.emit();
     let path = ClientMessage::SwitchDataPath { path: DataPath::Vf }.emit(NvspVersion::V61);
     let gpadl = ClientMessage::SendReceiveBuffer { gpadl: RECEIVE, id: 0 }.emit(NvspVersion::V61);
-    let many =
-        ClientMessage::Subchannel { operation: 1, count: u32::MAX }.emit(NvspVersion::V61);
+    let many = ClientMessage::Subchannel { operation: 1, count: u32::MAX }.emit(NvspVersion::V61);
     for payload in [&data[..], &control, &path, &gpadl, &many, &[2, 0, 0, 0, 0, 0, 0, 0], &[]] {
         let mut hostile = Hostile::new();
         hostile.message(9, payload);
@@ -258,7 +257,8 @@ fn what_only_a_server_may_send_ends_the_channel() {
     }
     let mut hostile = Hostile::up();
     let ranges = [vmbus_protocol::TransferPageRange { byte_count: 100, byte_offset: 0 }];
-    let packet = OutgoingPacket::TransferPages { transaction_id: 1, page_set_id: 0, ranges: &ranges };
+    let packet =
+        OutgoingPacket::TransferPages { transaction_id: 1, page_set_id: 0, ranges: &ranges };
     hostile.write(packet, &[107; 16]);
     assert_eq!(hostile.dead(), Some(ProtocolError::PacketKind));
 }
@@ -274,7 +274,9 @@ fn a_message_of_a_newer_version_ends_the_channel() {
 #[test]
 fn subchannel_requests_that_make_no_sense_are_refused() {
     let mut hostile = Hostile::up();
-    for (operation, count) in [(1, 0), (1, 4), (1, 65_536), (1, 65_537), (1, u32::MAX), (0, 1), (2, 1)] {
+    for (operation, count) in
+        [(1, 0), (1, 4), (1, 65_536), (1, 65_537), (1, u32::MAX), (0, 1), (2, 1)]
+    {
         hostile.say(9, ClientMessage::Subchannel { operation, count });
         let (_, payload) = hostile.completed.pop().unwrap();
         assert_eq!(payload[..12], [133, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0], "{operation} {count}");
@@ -356,8 +358,7 @@ fn sections_and_pages_that_are_not_there_are_refused() {
     }
     let none = SendRndisPacket { channel_type: ChannelType::Data, section: None }.emit();
     for frame in [400, 1 << 40, u64::MAX / 4096, u64::MAX] {
-        let range =
-            OutgoingGpaRange { byte_count: 100, byte_offset: 0, page_frames: &[frame] };
+        let range = OutgoingGpaRange { byte_count: 100, byte_offset: 0, page_frames: &[frame] };
         hostile.write(OutgoingPacket::GpaDirect { transaction_id: 9, ranges: &[range] }, &none);
         assert_eq!(hostile.status(), 5, "page {frame:#x}");
     }

@@ -158,9 +158,9 @@ impl Pair {
             any = true;
             match &upcall {
                 server::Upcall::MapGpadl { gpadl, kind } => {
-                    let buffer = match gpadl {
-                        &RECEIVE => Some(self.buffers.0.clone()),
-                        &SEND => Some(self.buffers.1.clone()),
+                    let buffer = match *gpadl {
+                        RECEIVE => Some(self.buffers.0.clone()),
+                        SEND => Some(self.buffers.1.clone()),
                         _ => None,
                     };
                     assert_eq!(*kind == BufferKind::Send, *gpadl == SEND);
