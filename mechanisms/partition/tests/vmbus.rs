@@ -2,21 +2,21 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
 
 use partition::{
-    Partition,
+    GuestMemory, Partition,
     guest::{BusEvent, GuestChannel, GuestError, VmbusGuest},
-    host::{DeviceEvent, HostChannel, VmbusHost},
+    host::{DeviceEvent, HostChannel, OpenedChannel, VmbusHost},
     user::{UserGuest, UserPartition, UserPartitionConfig},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use vmbus::{
-    Channel, EventFd, OutgoingPacket, PacketKind, SendError,
+    Channel, EventFd, GuestBuffer, OutgoingPacket, PacketKind, SendError,
     client::ClientConfig,
     server::{OfferParams, ServerConfig},
 };
@@ -325,6 +325,50 @@ fn buffers_are_shared_and_taken_back_only_when_the_device_lets_go() {
     let unused = bus.share(id, 8, LIMIT).unwrap();
     bus.unshare(unused, LIMIT).unwrap();
     assert!(device.next_event().is_none());
+}
+
+/// What another process does with the descriptors and numbers of an opened channel, and nothing else of this one.
+fn served_elsewhere(opened: &OpenedChannel) -> Channel {
+    let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+    let mut memory = GuestMemory::empty();
+    for region in opened.memory.regions() {
+        memory =
+            memory.with(region.gpa, copy(region.as_fd()), region.offset, region.length).unwrap();
+    }
+    let range = opened.ring.pages.single_range().unwrap();
+    let ring = GuestBuffer::new(memory.map(), &range.page_frames, 0, range.byte_count).unwrap();
+    let (incoming, outgoing) = ring.rings(opened.request.downstream_page_offset as usize).unwrap();
+    let event = |event: &EventFd| EventFd::from_peer(copy(event.as_fd())).unwrap();
+    Channel::new(incoming, outgoing, event(&opened.to_guest), event(&opened.to_host)).unwrap()
+}
+
+#[test]
+fn a_channel_is_served_from_its_descriptors_alone() {
+    let (_partition, host, socket) = host();
+    let device = host.offer(params(1)).unwrap();
+    let bus = start_guest(socket, Version::Iron);
+    bus.connect(LIMIT).unwrap();
+    let id = next_offer(&bus);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let Some(DeviceEvent::Open(opened)) = device.wait_event(LIMIT).unwrap() else {
+                panic!("no open")
+            };
+            let mut channel = served_elsewhere(&opened);
+            drop(opened);
+            device.opened(true).unwrap();
+            echo(&mut channel, &device, &EventFd::new().unwrap());
+            expect_close(&device);
+            drop(channel);
+            device.closed().unwrap();
+        });
+        let mut open = bus.open(id, (3, 3), NO_DATA, LIMIT).unwrap();
+        exchange(&mut open.channel, 2000);
+        bus.close(open, LIMIT).unwrap();
+    });
+    assert!(!host.is_idle(), "it is still connected");
+    bus.unload(LIMIT).unwrap();
+    assert!(host.is_idle());
 }
 
 #[test]

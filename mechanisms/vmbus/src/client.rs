@@ -12,6 +12,9 @@
 //! | connected | [`Client::unload`] | unloading | UNLOAD |
 //! | unloading | UNLOAD_COMPLETE | disconnected | nothing of it is in use any more |
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use vmbus_protocol::{

@@ -229,3 +229,83 @@ impl GuestBuffer {
         Ok((self.ring(0, downstream)?, self.ring(downstream, rest)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use shared_memory::{Access, DmaRegion, PageSize};
+
+    use super::*;
+
+    /// Two regions of 8 pages: one at frame 16, one behind it, and one page at frame 100 that is read-only.
+    fn memory() -> DmaMap {
+        let mut map = DmaMap::empty();
+        for (frame, pages, access) in
+            [(16, 8, Access::ReadWrite), (24, 8, Access::ReadWrite), (100, 1, Access::Read)]
+        {
+            let (mapping, _) =
+                SharedMapping::create("guest", pages * PAGE_SIZE, PageSize::Base).unwrap();
+            map = map.with(DmaRegion { iova: DmaAddress(frame * 4096), mapping, access }).unwrap();
+        }
+        map
+    }
+
+    #[test]
+    fn pages_outside_of_guest_memory_are_refused() {
+        let memory = memory();
+        for frames in [vec![15], vec![32], vec![100], vec![16, 40], vec![u64::MAX], vec![1 << 52]] {
+            let bytes = u32::try_from(frames.len() * 4096).unwrap();
+            let refused = GuestBuffer::new(&memory, &frames, 0, bytes);
+            assert!(matches!(refused, Err(GuestBufferError::NotGuestMemory { .. })), "{frames:?}");
+        }
+        for (frames, offset, count) in
+            [(vec![16], 0, 0), (vec![16], 1, 4096), (vec![16], 4096, 1), (vec![], 0, 0)]
+        {
+            let refused = GuestBuffer::new(&memory, &frames, offset, count);
+            assert!(matches!(refused, Err(GuestBufferError::Length { .. })));
+        }
+    }
+
+    #[test]
+    fn rings_are_whole_pages_of_whole_buffers() {
+        let memory = memory();
+        let buffer = GuestBuffer::new(&memory, &[20, 18, 25, 16], 0, 4 * 4096).unwrap();
+        let (upstream, downstream) = buffer.rings(2).unwrap();
+        assert_eq!((upstream.size(), downstream.size()), (4096, 4096));
+        for split in [0, 1, 3, 4, 5] {
+            assert!(matches!(buffer.rings(split), Err(GuestBufferError::NoRing { .. })), "{split}");
+        }
+        let odd = GuestBuffer::new(&memory, &[16, 17, 18], 8, 3 * 4096 - 16).unwrap();
+        assert!(odd.ring(0, 3).is_err());
+    }
+
+    proptest! {
+        /// What is written through one view of the pages is read through another, wherever the pages lie.
+        #[test]
+        fn scattered_pages_read_as_one_buffer(
+            frames in proptest::sample::subsequence((16u64..32).collect::<Vec<_>>(), 1..16)
+                .prop_shuffle(),
+            start in 0u32..4096, offset in 0usize..70_000, data in proptest::collection::vec(any::<u8>(), 0..9000)
+        ) {
+            let memory = memory();
+            let length = u32::try_from(frames.len() * 4096).unwrap() - start;
+            let buffer = GuestBuffer::new(&memory, &frames, start, length).unwrap();
+            let fits = offset + data.len() <= length as usize;
+            prop_assert_eq!(buffer.write(offset, &data).is_some(), fits);
+            let mut seen = vec![0; data.len()];
+            prop_assert_eq!(buffer.read(offset, &mut seen).is_some(), fits);
+            if !fits {
+                return Ok(());
+            }
+            prop_assert_eq!(&seen, &data);
+            // Byte by byte, as the guest sees its pages.
+            for (index, byte) in data.iter().enumerate() {
+                let at = start as usize + offset + index;
+                let gpa = frames[at / 4096] * 4096 + at as u64 % 4096;
+                let mut one = [0];
+                memory.read_bytes(DmaAddress(gpa), &mut one).unwrap();
+                prop_assert_eq!(one[0], *byte);
+            }
+        }
+    }
+}
