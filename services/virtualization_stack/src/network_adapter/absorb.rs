@@ -1,7 +1,7 @@
 //! What an adapter learns: completions of its requests, reports of its guest's ends, and losses. Facts only; what follows
 //! from them is the table's business.
 
-use ndis_protocol::NdisStatus;
+use ndis_protocol::{NdisStatus, NicSwitchCapabilityFlags};
 use pcivirt_protocol::{NtStatus, PCI_TYPE0_ADDRESSES, VfIndex};
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::call::MAX_MITIGATED_RANGES;
 use crate::{
-    CallError, Effect, Event, GuestProgress, NetVspReport, NicCall, NicReply, Reason, VlanSetting,
+    CallError, Effect, Event, GuestProgress, NetVspReport, NicCall, NicReply, Reason, Time, VlanSetting,
     VpciCommand, VpciReport,
 };
 
@@ -23,6 +23,19 @@ impl NetworkAdapter {
         cx: &mut Context<'_>,
     ) -> bool {
         self.request = None;
+        let refused = self.take_over(call, result, cx);
+        if self.filters.is_empty() && self.vf.is_none() {
+            self.home = None;
+        }
+        refused
+    }
+
+    fn take_over(
+        &mut self,
+        call: &NicCall,
+        result: Result<NicReply, CallError>,
+        cx: &mut Context<'_>,
+    ) -> bool {
         match self.excused(call, result) {
             Ok(reply) => {
                 if self.learn(call, reply, cx) {
@@ -147,7 +160,6 @@ impl NetworkAdapter {
             (NicCall::ClearFilter(id), NicReply::Done) => {
                 self.filters.retain(|filter| filter.id != *id);
                 cx.out.publish(Event::FilterCleared { adapter, filter: id.get() });
-                self.leave_home_if_empty();
             }
             (NicCall::DeleteVPort(vport), NicReply::Done) => {
                 self.vport = None;
@@ -160,17 +172,10 @@ impl NetworkAdapter {
                 self.vf = None;
                 self.deadlines = Deadlines::default();
                 cx.out.publish(Event::VfFreed { adapter, vf: vf.get() });
-                self.leave_home_if_empty();
             }
             _ => return false,
         }
         true
-    }
-
-    fn leave_home_if_empty(&mut self) {
-        if self.filters.is_empty() && self.vf.is_none() {
-            self.home = None;
-        }
     }
 
     /// Asks for the ranges of the next BAR, or takes over what was answered.
@@ -215,11 +220,16 @@ impl NetworkAdapter {
                 self.pairs_limit = Some(self.pairs_tried / 2);
                 Reason::OutOfQueuePairs { nic, total: facts.queue_pairs() }
             }
-            NicCall::CreateVPort(_) if exhausted && cx.pairs.free == 0 => {
-                Reason::OutOfQueuePairs { nic, total: facts.queue_pairs() }
+            // Unless all VPorts are in one pool, there is one for each VF (SPEC-NDIS-SRIOV §2.2).
+            NicCall::CreateVPort(_)
+                if exhausted
+                    && cx.pairs.free > 0
+                    && facts.can(NicSwitchCapabilityFlags::SINGLE_VPORT_POOL) =>
+            {
+                Reason::OutOfVPorts { nic, total: facts.vports() }
             }
             NicCall::CreateVPort(_) if exhausted => {
-                Reason::OutOfVPorts { nic, total: facts.vports() }
+                Reason::OutOfQueuePairs { nic, total: facts.queue_pairs() }
             }
             NicCall::SetFilter(_)
                 if exhausted || *error == CallError::Ndis(NdisStatus::FAILURE) =>
@@ -287,7 +297,15 @@ impl NetworkAdapter {
                     cx.out.publish(Event::VfEjected { adapter: self.id, serial });
                 }
             }
-            VpciReport::Removed => guest.device = Device::Absent,
+            VpciReport::Removed => {
+                guest.device = Device::Absent;
+                let silent = |hold_off: &HoldOff| {
+                    matches!(hold_off.reason, Reason::PartitionNotResponding { .. })
+                };
+                if self.hold_off.as_ref().is_some_and(silent) {
+                    self.hold_off = None;
+                }
+            }
             _ => {}
         }
     }
@@ -335,14 +353,17 @@ impl NetworkAdapter {
         }
     }
 
-    /// What the adapter's time has come for.
-    pub(crate) fn expire(&mut self, cx: &Context<'_>) {
-        let over = |until: crate::Time| until <= cx.now;
-        if self.hold_off.as_ref().and_then(|hold_off| hold_off.until).is_some_and(over) {
+    /// What the adapter's time has come for; says whether there was something.
+    pub(crate) fn expire(&mut self, now: Time) -> bool {
+        let over = |until: Time| until <= now;
+        let hold_off = self.hold_off.as_ref().and_then(|hold_off| hold_off.until).is_some_and(over);
+        let refusal = self.refusal.as_ref().is_some_and(|(_, until)| over(*until));
+        if hold_off {
             self.hold_off = None;
         }
-        if self.refusal.as_ref().is_some_and(|(_, until)| over(*until)) {
+        if refusal {
             self.refusal = None;
         }
+        hold_off || refusal
     }
 }

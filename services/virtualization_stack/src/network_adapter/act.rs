@@ -14,8 +14,8 @@ use super::{
 use crate::event::WaitedFor;
 use crate::outbox::Owner;
 use crate::{
-    DataPath, Effect, Event, GuestGap, GuestProgress, NetVspCommand, NicCall, NicId, Reason,
-    RevokingStep, VpciCommand, VpciOffer,
+    DataPath, Effect, Event, GuestGap, GuestProgress, NetVspCommand, NicCall, NicId, OfferedStep,
+    Reason, RevokingStep, VpciCommand, VpciOffer,
 };
 
 /// A duration for people.
@@ -121,8 +121,11 @@ impl NetworkAdapter {
     fn create_vport(&mut self, cx: &mut Context<'_>) {
         let (Some(vf), Some((_, facts))) = (&self.vf, cx.nic) else { return };
         let limit = self.pairs_limit.unwrap_or(u32::MAX);
-        // Never without: the NIC says whether there is one left.
-        let pairs = cx.pairs.grant(self.config.iov_queue_pairs_requested.min(limit)).max(1);
+        let pairs = match cx.pairs.grant(self.config.iov_queue_pairs_requested.min(limit)) {
+            // The NIC says whether there is really none left.
+            0 => cx.pairs.symmetric.unwrap_or(1),
+            pairs => pairs,
+        };
         self.pairs_tried = pairs;
         let mut parameters = VPortParameters::new(FunctionId::Vf(vf.id), pairs);
         parameters.name = self.config.name.clone();
@@ -290,15 +293,19 @@ impl NetworkAdapter {
 
     fn hold_off_host(&mut self, cx: &mut Context<'_>) {
         let waited_ms = milliseconds(cx.timeouts.expose);
-        let reason = Reason::PartitionNotResponding { waited_ms };
-        let until = Some(cx.now.after(cx.timeouts.retry));
+        // One that says no is asked again. One that says nothing is not, until it is heard of.
+        let failed = self.guest.device == Device::Absent;
+        let (reason, until) = if failed {
+            (Reason::OfferFailed, Some(cx.now.after(cx.timeouts.retry)))
+        } else {
+            (Reason::PartitionNotResponding { waited_ms }, None)
+        };
         self.hold_off = Some(HoldOff { kind: HoldOffKind::Guest, reason, until });
-        let waited_for = WaitedFor::Offer;
-        cx.out.publish(Event::NoAnswer { adapter: self.id, waited_for, milliseconds: waited_ms });
     }
 
     fn note_silence(&self, from: State, cx: &mut Context<'_>) {
         let (waited_for, waited) = match from {
+            State::Offered(OfferedStep::Exposing) => (WaitedFor::Offer, cx.timeouts.expose),
             State::Offered(_) => (WaitedFor::Use, cx.timeouts.offer),
             State::Revoking(RevokingStep::Switch) => (WaitedFor::Switch, cx.timeouts.switch),
             State::Revoking(RevokingStep::Eject) => (WaitedFor::Eject, cx.timeouts.eject),

@@ -154,6 +154,20 @@ pub(crate) struct Deadlines {
     pub(crate) retry: Option<Time>,
 }
 
+impl Deadlines {
+    /// That of what a state waits for.
+    fn of(&mut self, state: State) -> &mut Option<Time> {
+        match state {
+            State::Offered(OfferedStep::Exposing) => &mut self.expose,
+            State::Offered(OfferedStep::Waiting) => &mut self.offer,
+            State::Revoking(RevokingStep::Switch) => &mut self.switch,
+            State::Revoking(RevokingStep::Eject) => &mut self.eject,
+            State::Revoking(RevokingStep::Device) => &mut self.remove,
+            _ => &mut self.retry,
+        }
+    }
+}
+
 /// A VM network adapter.
 #[derive(Clone, Debug)]
 pub(crate) struct NetworkAdapter {
@@ -283,18 +297,10 @@ impl NetworkAdapter {
 
     /// The deadline of what the state waits for.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        let deadlines = &self.deadlines;
-        if self.request.is_some() {
-            return None;
-        }
-        match self.state {
-            State::Offered(OfferedStep::Exposing) => deadlines.expose,
-            State::Offered(OfferedStep::Waiting) => deadlines.offer,
-            State::Revoking(RevokingStep::Switch) => deadlines.switch,
-            State::Revoking(RevokingStep::Eject) => deadlines.eject,
-            State::Revoking(RevokingStep::Device) => deadlines.remove,
-            _ => deadlines.retry,
-        }
+        if self.request.is_some() { None } else { {
+            let mut deadlines = self.deadlines;
+            *deadlines.of(self.state)
+        } }
     }
 
     /// When the adapter wants to be looked at again, if nothing happens before.
@@ -330,7 +336,7 @@ impl NetworkAdapter {
         };
         let from = self.state;
         if on == On::TimedOut {
-            self.deadlines.retry = None;
+            *self.deadlines.of(from) = None;
         }
         self.state = row.to;
         for action in row.does {

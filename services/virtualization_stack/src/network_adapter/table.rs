@@ -98,7 +98,7 @@ pub(crate) enum Do {
     HoldOff,
     /// The adapter stays without VF until its guest starts anew, its configuration changes, or somebody asks.
     HoldOffGuest,
-    /// The same, and it is its host side that did not answer.
+    /// The adapter stays without VF until its host side is heard of, or, if that said no, for a while.
     HoldOffHost,
     /// The refusal is noted, and the step tried again later.
     Retry,
@@ -185,7 +185,7 @@ pub(crate) const TRANSITIONS: &[Row] = {
         row(EXPOSING, Settle, &[Urgent], REVOKING_FILTER, &[MoveHome]),
         row(EXPOSING, Settle, &[DeviceOffered], WAITING, &[]),
         row(EXPOSING, Settle, &[DeviceGone], REVOKING_FILTER, &[HoldOffHost, MoveHome]),
-        row(EXPOSING, TimedOut, &[], REVOKING_FILTER, &[HoldOffHost, MoveHome]),
+        row(EXPOSING, TimedOut, &[], REVOKING_FILTER, &[NoteSilence, HoldOffHost, MoveHome]),
         row(WAITING, Settle, &[VfGone], REVOKING_DEVICE, &[ForceSynthetic, TellLost, RemoveDevice]),
         row(WAITING, Settle, &[Urgent], REVOKING_FILTER, &[MoveHome]),
         row(WAITING, Settle, &[GuestEjected], REVOKING_FILTER, &[HoldOffGuest, MoveHome]),

@@ -2,12 +2,16 @@
 //! left on it. That is cleared away: objects belong to the *name* of whoever made them, and stay when its connection ends.
 //! What belongs to others is refused, and stays.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use ndis_protocol::{FunctionId, VPortId};
+use ndis_protocol::{NdisStatus, VPortId, VfId};
+use pcivirt_protocol::NtStatus;
 
 use super::NicFacts;
 use crate::{CallError, NicCall, NicReply};
+
+/// How often, in one survey, removals that were refused are tried again.
+const ATTEMPTS: u32 = 64;
 
 /// A survey that is going on.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +23,9 @@ pub(crate) struct Survey {
     filters: Vec<NicCall>,
     vports: Vec<NicCall>,
     vfs: Vec<NicCall>,
+    vf_of: BTreeMap<VPortId, VfId>,
+    /// How often a removal that was refused may still be tried again.
+    attempts: u32,
     pub(crate) swept_filters: u32,
     pub(crate) swept_vports: u32,
     pub(crate) swept_vfs: u32,
@@ -34,7 +41,7 @@ impl Survey {
             NicCall::ReceiveFilterCurrentCapabilities,
             NicCall::EnumSwitches,
         ]);
-        Self { sweep, questions, ..Self::default() }
+        Self { sweep, questions, attempts: ATTEMPTS, ..Self::default() }
     }
 
     /// The next request; `None` when all is known and done.
@@ -74,28 +81,50 @@ impl Survey {
                 }
             }
             (NicCall::EnumVfs, Ok(NicReply::Vfs(vfs))) => {
-                // Popped from the end: reset, then free.
-                self.vfs.extend(
-                    vfs.iter()
-                        .flat_map(|vf| [NicCall::FreeVf(vf.vf_id), NicCall::ResetVf(vf.vf_id)]),
-                );
+                self.vfs.extend(vfs.iter().map(|vf| NicCall::FreeVf(vf.vf_id)));
             }
             (NicCall::EnumVPorts, Ok(NicReply::VPorts(vports))) => {
                 self.questions.push_back(NicCall::EnumFilters(VPortId::DEFAULT));
                 for vport in vports.iter().filter(|vport| !vport.vport_id.is_default()) {
                     self.questions.push_back(NicCall::EnumFilters(vport.vport_id));
-                    if vport.attached_function != FunctionId::Pf {
+                    if let Some(vf) = vport.attached_function.vf() {
                         self.vports.push(NicCall::DeleteVPort(vport.vport_id));
+                        self.vf_of.insert(vport.vport_id, vf);
                     }
                 }
             }
             (NicCall::EnumFilters(_), Ok(NicReply::Filters(filters))) => {
                 self.filters.extend(filters.into_iter().map(NicCall::ClearFilter));
             }
+            (
+                NicCall::ClearFilter(_) | NicCall::DeleteVPort(_) | NicCall::FreeVf(_),
+                Err(error),
+            ) => self.try_again(call, &error),
             (NicCall::ClearFilter(_), Ok(_)) => self.swept_filters += 1,
-            (NicCall::DeleteVPort(_), Ok(_)) => self.swept_vports += 1,
+            (NicCall::DeleteVPort(vport), Ok(_)) => {
+                self.swept_vports += 1;
+                // It was ours, so its VF is. RESET_VF asks nobody whose it is, and must not reach another's.
+                self.questions.extend(self.vf_of.get(vport).map(|vf| NicCall::ResetVf(*vf)));
+            }
             (NicCall::FreeVf(_), Ok(_)) => self.swept_vfs += 1,
             _ => {}
+        }
+    }
+
+    /// A removal was refused: for good if the object is another's, or gone.
+    fn try_again(&mut self, call: &NicCall, error: &CallError) {
+        let anothers = matches!(
+            error,
+            CallError::Ndis(NdisStatus::INVALID_PARAMETER) | CallError::Nt(NtStatus::ACCESS_DENIED)
+        );
+        if anothers || error.is_absence() || self.attempts == 0 {
+            return;
+        }
+        self.attempts -= 1;
+        match call {
+            NicCall::ClearFilter(_) => self.filters.push(call.clone()),
+            NicCall::DeleteVPort(_) => self.vports.push(call.clone()),
+            _ => self.vfs.push(call.clone()),
         }
     }
 }

@@ -136,6 +136,8 @@ pub enum Reason {
     GuestReturnedVf,
     /// The guest holds a VF, and has moved its data path to the synthetic path by itself.
     GuestLeftVf,
+    /// The partition's host side could not offer the VF to the guest.
+    OfferFailed,
     /// The partition's host side did not offer the VF to the guest.
     PartitionNotResponding {
         /// How long it was waited for, milliseconds.
@@ -329,6 +331,7 @@ impl fmt::Display for Reason {
             Self::GuestLeftVf => {
                 f.write_str("the guest holds a VF and has itself moved its traffic off it")
             }
+            Self::OfferFailed => f.write_str("the VM's host side could not offer the VF to the guest"),
             Self::PartitionNotResponding { waited_ms } => {
                 write!(f, "the VM's host side did not offer the VF within {waited_ms} ms")
             }

@@ -85,6 +85,7 @@ impl Reason {
             Self::GuestUnsupported { .. } | Self::GuestNoVfDriver { .. } => Cure::GuestDriver,
             Self::GuestVfFailed { .. }
             | Self::GuestNotResponding { .. }
+            | Self::OfferFailed
             | Self::PartitionNotResponding { .. }
             | Self::GuestReturnedVf
             | Self::GuestLeftVf => Cure::LookAtGuest,

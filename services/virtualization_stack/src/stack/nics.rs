@@ -63,7 +63,7 @@ impl Stack {
         let on_it = || self.adapters.values().filter(|adapter| adapter.home == Some(id));
         match when {
             When::GivenBack => {
-                self.nics.get(&id).is_some_and(|nic| nic.request.is_none())
+                self.nics.get(&id).is_some_and(|nic| nic.survey.is_none())
                     && on_it().all(NetworkAdapter::is_idle)
             }
             When::FiltersCleared => on_it().next().is_none(),
@@ -86,8 +86,8 @@ impl Stack {
             }
             Do::GiveBack => {
                 if let Some(nic) = self.nics.get_mut(&id) {
+                    // A survey goes on: what an earlier life left on the NIC is to be given back, too.
                     nic.deadline = Some(now.after(self.config.timeouts.pf_stop));
-                    nic.survey = None;
                 }
                 self.out.publish(Event::PfStopRequested { nic: id, removal });
             }
@@ -153,8 +153,9 @@ impl Stack {
         let (vfs, queue_pairs) = (facts.vfs(), facts.queue_pairs());
         nic.facts = Some(facts);
         nic.swept = true;
-        self.nic_event(id, On::Surveyed, now);
-        self.out.publish(Event::NicReady { nic: id, vfs, queue_pairs });
+        if self.nic_event(id, On::Surveyed, now) {
+            self.out.publish(Event::NicReady { nic: id, vfs, queue_pairs });
+        }
     }
 
     pub(super) fn nic_completed(

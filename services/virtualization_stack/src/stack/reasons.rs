@@ -8,7 +8,7 @@ use crate::config::MAX_TRUNK_VLANS;
 use crate::network_adapter::{NetVsc, NetworkAdapter, PairsLeft, Want};
 use crate::nic::Nic;
 use crate::{
-    AdapterKind, DataPath, GuestGap, GuestProgress, NicId, NicState, Reason, State, SwitchKind,
+    AdapterId, AdapterKind, AllocatingStep, DataPath, GuestGap, GuestProgress, NicId, NicState, Reason, State, SwitchKind,
     VlanSetting, VmState,
 };
 
@@ -28,7 +28,7 @@ impl Stack {
         if !own.is_empty() || adapter.state.has_vf() {
             return own;
         }
-        self.not_admitted(adapter).into_iter().collect()
+        self.not_admitted(adapter)
     }
 
     pub(super) fn want(&self, adapter: &NetworkAdapter, blocking: &[Reason]) -> Want {
@@ -144,17 +144,20 @@ impl Stack {
         u32::try_from(held.count()).unwrap_or(u32::MAX)
     }
 
-    /// Queue pairs of a NIC that are left.
-    pub(super) fn pairs_left(&self, nic: NicId) -> PairsLeft {
+    /// Queue pairs of a NIC that are left for an adapter. Those that another is just asking for are not.
+    pub(super) fn pairs_left(&self, nic: NicId, whose: AdapterId) -> PairsLeft {
         let Some(facts) = self.nics.get(&nic).and_then(|nic| nic.facts.as_ref()) else {
             return PairsLeft::default();
         };
         let mut free = facts.queue_pairs();
         let mut common = None;
         for adapter in self.adapters.values().filter(|adapter| adapter.home == Some(nic)) {
-            if let Some(vport) = &adapter.vport {
-                free = free.saturating_sub(vport.queue_pairs);
-                common = Some(vport.queue_pairs);
+            let asked = (adapter.id != whose
+                && adapter.state == State::Allocating(AllocatingStep::VPort))
+            .then_some(adapter.pairs_tried);
+            if let Some(pairs) = adapter.vport.as_ref().map(|vport| vport.queue_pairs).or(asked) {
+                free = free.saturating_sub(pairs);
+                common = Some(pairs);
             }
         }
         let asymmetric =
@@ -166,9 +169,12 @@ impl Stack {
     }
 
     /// Why an adapter that has nothing else against it gets no VF now: others came first, and too little is left.
-    fn not_admitted(&self, adapter: &NetworkAdapter) -> Option<Reason> {
-        let nic = self.desired_nic(adapter)?;
-        let facts = self.nics.get(&nic)?.facts.as_ref()?;
+    fn not_admitted(&self, adapter: &NetworkAdapter) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        let Some(nic) = self.desired_nic(adapter) else { return reasons };
+        let Some(facts) = self.nics.get(&nic).and_then(|nic| nic.facts.as_ref()) else {
+            return reasons;
+        };
         let turn = adapter.turn.unwrap_or(u64::MAX);
         let waiting = self.adapters.values().filter(|other| {
             other.id != adapter.id
@@ -180,22 +186,22 @@ impl Stack {
         let before = held.saturating_add(ahead);
         let total = facts.vfs();
         if before >= total {
-            return Some(Reason::OverSubscribed { nic, total, ahead: before });
+            reasons.push(Reason::OverSubscribed { nic, total, ahead: before });
         }
         if before.saturating_add(1) >= facts.vports() {
-            return Some(Reason::OutOfVPorts { nic, total: facts.vports() });
+            reasons.push(Reason::OutOfVPorts { nic, total: facts.vports() });
         }
-        let left = self.pairs_left(nic);
+        let left = self.pairs_left(nic, adapter.id);
         let unfinished = self.adapters.values().filter(|other| {
-            other.home == Some(nic) && other.state.has_vf() && other.vport.is_none()
+            other.home == Some(nic) && other.state == State::Allocating(AllocatingStep::Vf)
         });
         let unfinished = u32::try_from(unfinished.count()).unwrap_or(u32::MAX);
         let each = left.symmetric.unwrap_or(1);
         let needed = ahead.saturating_add(unfinished).saturating_add(1).saturating_mul(each);
         if left.free < needed {
-            return Some(Reason::OutOfQueuePairs { nic, total: facts.queue_pairs() });
+            reasons.push(Reason::OutOfQueuePairs { nic, total: facts.queue_pairs() });
         }
-        None
+        reasons
     }
 
     /// All reasons: what blocks, what is on its way, and what is not quite as asked for.

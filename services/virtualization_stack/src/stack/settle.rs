@@ -16,7 +16,8 @@ impl Stack {
         while self.pass(now) {
             passes += 1;
             if passes == MOST_PASSES {
-                debug_assert!(false, "the stack moves in circles");
+                let last: Vec<_> = self.out.effects.iter().rev().take(8).rev().collect();
+                debug_assert!(false, "the stack moves in circles: {last:?}");
                 tracing::error!("the stack moves in circles; it goes on with the next input");
                 break;
             }
@@ -36,10 +37,8 @@ impl Stack {
         for id in adapters {
             let had_vf = self.adapters.get(&id).is_some_and(|adapter| adapter.state.has_vf());
             let home = self.adapters.get(&id).and_then(|adapter| adapter.home);
-            moved |= self.with_adapter(id, now, |adapter, cx| {
-                adapter.expire(cx);
-                adapter.settle(cx)
-            });
+            moved |= self.adapters.get_mut(&id).is_some_and(|adapter| adapter.expire(now));
+            moved |= self.with_adapter(id, now, |adapter, cx| adapter.settle(cx));
             let Some(adapter) = self.adapters.get(&id) else { continue };
             if had_vf && !adapter.state.has_vf() {
                 self.resources_freed(id, home);
@@ -77,6 +76,11 @@ impl Stack {
             | Reason::OutOfQueuePairs { nic: its, .. } => nic.is_none_or(|nic| nic == *its),
             _ => false,
         };
+        // Whoever was refused itself has freed only what it had tried in vain. Two would try in turns for ever.
+        let gave_up = self.adapters.get(&by).and_then(|adapter| adapter.hold_off.as_ref());
+        if gave_up.is_some_and(|hold_off| hold_off.kind == HoldOffKind::Nic) {
+            return;
+        }
         for adapter in self.adapters.values_mut().filter(|adapter| adapter.id != by) {
             if adapter.hold_off.as_ref().is_some_and(|hold_off| exhausted(&hold_off.reason)) {
                 adapter.end_hold_off(HoldOffKind::Nic);
@@ -136,7 +140,7 @@ impl Stack {
         let want = self.want(adapter, &blocking);
         let filters = self.filters_of(adapter);
         let nic = adapter.home.or(self.desired_nic(adapter));
-        let pairs = nic.map(|nic| self.pairs_left(nic)).unwrap_or_default();
+        let pairs = nic.map(|nic| self.pairs_left(nic, id)).unwrap_or_default();
         let held = nic.map_or(0, |nic| self.held(nic));
         let Some(vm) = self.vms.get(&adapter.config.vm) else { return R::default() };
         let nic = nic.and_then(|nic| {

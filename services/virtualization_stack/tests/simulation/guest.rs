@@ -1,0 +1,281 @@
+//! Models of a VM's ends: the NetVSP end in the switch, the VPCI end in the partition's host side, and the guest between
+//! them, which may be well or ill behaved.
+
+use std::collections::VecDeque;
+
+use pcivirt_protocol::NtStatus;
+use virtualization_stack::{
+    AdapterConfig, DataPath, NetVspCommand, NetVspReport, VfSerial, VpciCommand, VpciReport,
+};
+
+/// How a guest behaves.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Mood {
+    /// As it should: leaves the VF when the host asks.
+    Good,
+    /// As Linux: ignores the host's request to leave, and leaves when the device is ejected.
+    Linux,
+    /// Has no network driver.
+    NoNetVsc,
+    /// Its network driver knows no SR-IOV.
+    NoSriov,
+    /// Does not look at offered devices.
+    NoVpci,
+    /// Opens the bus, and has no driver for the VF.
+    NoDriver,
+    /// Its VF driver never gets the VF up.
+    DriverFails,
+    /// Answers nothing any more.
+    Dead,
+}
+
+impl Mood {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Good,
+        Self::Linux,
+        Self::NoNetVsc,
+        Self::NoSriov,
+        Self::NoVpci,
+        Self::NoDriver,
+        Self::DriverFails,
+        Self::Dead,
+    ];
+
+    pub(crate) fn is_well(self) -> bool {
+        matches!(self, Self::Good | Self::Linux)
+    }
+}
+
+/// One adapter, with both its ends and the guest's part of it.
+pub(crate) struct AdapterModel {
+    pub(crate) config: AdapterConfig,
+    pub(crate) exists: bool,
+    pub(crate) extension_revoked: bool,
+    pub(crate) to_netvsp: VecDeque<NetVspCommand>,
+    pub(crate) from_netvsp: VecDeque<NetVspReport>,
+    pub(crate) to_vpci: VecDeque<(VfSerial, VpciCommand)>,
+    pub(crate) from_vpci: VecDeque<(VfSerial, VpciReport)>,
+    pub(crate) netvsc_up: bool,
+    /// Whether its NetVSC knew SR-IOV when it came up.
+    pub(crate) knows_sriov: bool,
+    pub(crate) told: Option<VfSerial>,
+    pub(crate) last_told: Option<VfSerial>,
+    pub(crate) path: DataPath,
+    pub(crate) asked: Option<DataPath>,
+    pub(crate) device: Option<VfSerial>,
+    pub(crate) bus_opened: bool,
+    pub(crate) driver_up: bool,
+    pub(crate) ejecting: bool,
+    pub(crate) ejected: bool,
+    /// The stack has waited for the removal of the device in vain.
+    pub(crate) removal_given_up: bool,
+    pub(crate) violations: Vec<String>,
+}
+
+impl AdapterModel {
+    pub(crate) fn new(config: AdapterConfig) -> Self {
+        Self {
+            config,
+            exists: true,
+            extension_revoked: false,
+            to_netvsp: VecDeque::new(),
+            from_netvsp: VecDeque::new(),
+            to_vpci: VecDeque::new(),
+            from_vpci: VecDeque::new(),
+            netvsc_up: false,
+            knows_sriov: false,
+            told: None,
+            last_told: None,
+            path: DataPath::Synthetic,
+            asked: None,
+            device: None,
+            bus_opened: false,
+            driver_up: false,
+            ejecting: false,
+            ejected: false,
+            removal_given_up: false,
+            violations: Vec::new(),
+        }
+    }
+
+    /// The guest starts anew: its drivers are gone.
+    pub(crate) fn reset(&mut self) {
+        self.netvsp_gone();
+        self.bus_opened = false;
+        self.driver_up = false;
+        // An eject nobody will answer any more is done with the channel's end.
+        if core::mem::take(&mut self.ejecting) && !self.ejected {
+            self.eject_complete();
+        }
+    }
+
+    /// The NetVSP end, or its channel, is gone.
+    pub(crate) fn netvsp_gone(&mut self) {
+        self.to_netvsp.clear();
+        self.from_netvsp.clear();
+        self.netvsc_up = false;
+        self.told = None;
+        self.path = DataPath::Synthetic;
+        self.asked = None;
+    }
+
+    /// The VM's host side is gone.
+    pub(crate) fn host_gone(&mut self) {
+        self.netvsp_gone();
+        self.to_vpci.clear();
+        self.from_vpci.clear();
+        self.device = None;
+        self.bus_opened = false;
+        self.driver_up = false;
+        self.ejecting = false;
+        self.ejected = false;
+    }
+
+    fn ask(&mut self, path: DataPath) {
+        self.asked = Some(path);
+        self.from_netvsp.push_back(NetVspReport::AsksDataPath(path));
+    }
+
+    fn eject_complete(&mut self) {
+        self.ejecting = false;
+        self.ejected = true;
+        self.driver_up = false;
+        if let Some(serial) = self.device {
+            self.from_vpci.push_back((serial, VpciReport::EjectComplete));
+        }
+    }
+
+    /// The NetVSP end carries out what it was told.
+    pub(crate) fn netvsp(&mut self, mood: Mood) {
+        let Some(command) = self.to_netvsp.pop_front() else { return };
+        if !self.netvsc_up {
+            return;
+        }
+        match command {
+            NetVspCommand::VfAvailable { serial } => {
+                self.told = Some(serial);
+                self.last_told = Some(serial);
+            }
+            NetVspCommand::VfLost { serial } => {
+                if self.last_told != Some(serial) {
+                    self.violations.push(format!("{serial} is lost, told was {:?}", self.last_told));
+                }
+                self.told = None;
+            }
+            NetVspCommand::CompleteSwitch { active } => {
+                if self.asked.is_none() {
+                    self.violations.push("a request was answered that nobody made".into());
+                }
+                self.asked = None;
+                self.path = active;
+            }
+            NetVspCommand::SwitchDataPath(_) => {
+                if mood == Mood::Good && self.path == DataPath::Vf && self.asked.is_none() {
+                    self.ask(DataPath::Synthetic);
+                }
+            }
+        }
+    }
+
+    /// The VPCI end carries out what it was told. `fails`: it cannot offer devices now.
+    pub(crate) fn vpci(&mut self, fails: bool) {
+        let Some((serial, command)) = self.to_vpci.pop_front() else { return };
+        match command {
+            VpciCommand::Offer(_) => {
+                if self.device.is_some() {
+                    self.violations.push("a device is offered while another is there".into());
+                }
+                if fails {
+                    let failed = VpciReport::OfferFailed(NtStatus::UNSUCCESSFUL);
+                    self.from_vpci.push_back((serial, failed));
+                    return;
+                }
+                self.device = Some(serial);
+                self.bus_opened = false;
+                self.driver_up = false;
+                self.ejecting = false;
+                self.ejected = false;
+                self.from_vpci.push_back((serial, VpciReport::Offered));
+            }
+            VpciCommand::ReplaceMitigatedRanges(_) => {}
+            VpciCommand::Eject => {
+                if self.device == Some(serial) {
+                    self.ejecting = true;
+                }
+            }
+            VpciCommand::Remove { .. } => {
+                if self.device == Some(serial) {
+                    self.device = None;
+                    self.bus_opened = false;
+                    self.driver_up = false;
+                    self.ejecting = false;
+                    self.path = DataPath::Synthetic;
+                }
+                self.from_vpci.push_back((serial, VpciReport::Removed));
+            }
+        }
+    }
+
+    /// Whether the guest has something to do of its own accord.
+    pub(crate) fn can_act(&self, mood: Mood, running: bool, switch_runs: bool) -> bool {
+        if !running || mood == Mood::Dead {
+            return false;
+        }
+        let netvsc = switch_runs && !self.netvsc_up && mood != Mood::NoNetVsc;
+        let opens = self.device.is_some() && !self.bus_opened && !self.ejected
+            && !matches!(mood, Mood::NoVpci);
+        let starts = self.device.is_some()
+            && self.bus_opened
+            && !self.driver_up
+            && !self.ejected
+            && !self.ejecting
+            && (mood.is_well() || mood == Mood::DriverFails);
+        netvsc || opens || starts || self.can_ask(mood) || self.can_eject(mood)
+    }
+
+    fn can_ask(&self, mood: Mood) -> bool {
+        mood.is_well()
+            && self.driver_up
+            && !self.ejecting
+            && self.told.is_some()
+            && self.told == self.device
+            && self.path == DataPath::Synthetic
+            && self.asked.is_none()
+    }
+
+    fn can_eject(&self, mood: Mood) -> bool {
+        self.ejecting && !self.ejected && mood != Mood::NoVpci && self.asked.is_none()
+    }
+
+    /// The guest does the next thing.
+    pub(crate) fn act(&mut self, mood: Mood, switch_runs: bool) {
+        if self.can_eject(mood) {
+            if self.path == DataPath::Vf && self.netvsc_up {
+                self.ask(DataPath::Synthetic);
+            } else {
+                self.eject_complete();
+            }
+        } else if switch_runs && !self.netvsc_up && mood != Mood::NoNetVsc {
+            self.netvsc_up = true;
+            self.knows_sriov = mood != Mood::NoSriov;
+            self.from_netvsp.push_back(NetVspReport::Ready { sriov: self.knows_sriov });
+        } else if self.can_ask(mood) {
+            self.ask(DataPath::Vf);
+        } else if let Some(serial) = self.device {
+            if !self.bus_opened {
+                self.bus_opened = true;
+                self.from_vpci.push_back((serial, VpciReport::BusOpened));
+            } else if !self.driver_up {
+                self.driver_up = true;
+                self.from_vpci.push_back((serial, VpciReport::DeviceStarted));
+            }
+        }
+    }
+
+    /// The guest leaves its VF of its own accord.
+    pub(crate) fn leave(&mut self) {
+        if self.path == DataPath::Vf && self.netvsc_up && self.asked.is_none() {
+            self.ask(DataPath::Synthetic);
+        }
+    }
+}

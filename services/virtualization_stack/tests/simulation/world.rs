@@ -1,0 +1,683 @@
+//! The world around one stack: NICs, switches, VMs, their guests, an administrator, and everything that can go wrong;
+//! decided by one seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ndis_protocol::{InterruptModeration, MacAddress, Name, VlanId};
+use pcivirt_protocol::NtStatus;
+use pf_driver::pnp::PnpEvent;
+use virtualization_stack::{
+    AdapterConfig, AdapterId, AdapterKind, CallError, Effect, HostReason, Input, NetVspReport,
+    NicId, Policy, SilentGuest, Stack, StackConfig, SwitchConfig, SwitchKind, Time, VlanSetting,
+    VmConfig, VmId, VmState, VmSwitchId,
+};
+
+use crate::guest::{AdapterModel, Mood};
+use crate::nic::NicModel;
+use crate::random::Random;
+
+/// A kind of thing that the administrator does or that goes wrong; a run can be made without some of them.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Kind {
+    Weight,
+    QueuePairs,
+    Moderation,
+    Vlan,
+    Mac,
+    Policies,
+    Connection,
+    Extension,
+    VmPower,
+    Migration,
+    GuestReset,
+    GuestMood,
+    GuestLeaves,
+    VmKill,
+    SwitchKill,
+    NicStop,
+    NicGoesOn,
+    NicRemove,
+    NicKill,
+    NicConnectionLost,
+    NicHang,
+    NicRefuses,
+    NicSurprise,
+    NicStart,
+    Foreign,
+    Ranges,
+    VfError,
+    HostReasons,
+    AddRemove,
+    Retry,
+    VpciFails,
+    Capabilities,
+    Hostile,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 33] = [
+        Self::Weight,
+        Self::QueuePairs,
+        Self::Moderation,
+        Self::Vlan,
+        Self::Mac,
+        Self::Policies,
+        Self::Connection,
+        Self::Extension,
+        Self::VmPower,
+        Self::Migration,
+        Self::GuestReset,
+        Self::GuestMood,
+        Self::GuestLeaves,
+        Self::VmKill,
+        Self::SwitchKill,
+        Self::NicStop,
+        Self::NicGoesOn,
+        Self::NicRemove,
+        Self::NicKill,
+        Self::NicConnectionLost,
+        Self::NicHang,
+        Self::NicRefuses,
+        Self::NicSurprise,
+        Self::NicStart,
+        Self::Foreign,
+        Self::Ranges,
+        Self::VfError,
+        Self::HostReasons,
+        Self::AddRemove,
+        Self::Retry,
+        Self::VpciFails,
+        Self::Capabilities,
+        Self::Hostile,
+    ];
+}
+
+pub(crate) struct VmModel {
+    pub(crate) state: VmState,
+    pub(crate) mood: Mood,
+    /// Its host side carries nothing out.
+    pub(crate) host_hung: bool,
+}
+
+pub(crate) struct SwitchModel {
+    pub(crate) config: SwitchConfig,
+    pub(crate) running: bool,
+}
+
+pub(crate) struct World {
+    pub(crate) random: Random,
+    pub(crate) stack: Stack,
+    pub(crate) now: Time,
+    pub(crate) timer: Option<Time>,
+    pub(crate) nics: BTreeMap<NicId, NicModel>,
+    pub(crate) switches: BTreeMap<VmSwitchId, SwitchModel>,
+    pub(crate) vms: BTreeMap<VmId, VmModel>,
+    pub(crate) adapters: BTreeMap<AdapterId, AdapterModel>,
+    pub(crate) host: Vec<HostReason>,
+    pub(crate) vpci_fails: bool,
+    pub(crate) failure: Option<String>,
+    pub(crate) trace: Option<Vec<String>>,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+    without: BTreeSet<Kind>,
+    next_mac: u8,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, without: BTreeSet<Kind>, traced: bool) -> Self {
+        let mut random = Random::new(seed);
+        let silent_guest =
+            random.pick(&[SilentGuest::Veto, SilentGuest::Veto, SilentGuest::SurpriseRemove]);
+        let config = StackConfig { silent_guest, ..StackConfig::default() };
+        let mut world = Self {
+            stack: Stack::new(config),
+            now: Time::ZERO,
+            timer: None,
+            nics: BTreeMap::new(),
+            switches: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            adapters: BTreeMap::new(),
+            host: Vec::new(),
+            vpci_fails: false,
+            failure: None,
+            trace: traced.then(Vec::new),
+            counts: BTreeMap::new(),
+            without,
+            next_mac: 0,
+            random: random.clone(),
+        };
+        let nics = 1 + random.below(2) as u32;
+        for nic in 0..nics {
+            world.nics.insert(NicId(nic), NicModel::new(&mut random));
+            let kind = SwitchKind::External { nic: NicId(nic), teamed: false };
+            world.add_switch(VmSwitchId(nic), kind, true);
+        }
+        world.add_switch(VmSwitchId(10), SwitchKind::Private, random.once_in(2));
+        let vms = 1 + random.below(3) as u32;
+        let mut adapter = 0;
+        for vm in 0..vms {
+            world.add_vm(VmId(vm));
+            let adapters = if random.once_in(20) { 8 } else { 1 + random.below(2) };
+            for _ in 0..adapters {
+                world.add_adapter(AdapterId(adapter), VmId(vm), NicId(random.below(nics as usize) as u32));
+                adapter += 1;
+            }
+        }
+        let all: Vec<NicId> = world.nics.keys().copied().collect();
+        for nic in all {
+            world.connect(nic);
+        }
+        world.random = random;
+        world
+    }
+
+    pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(text());
+        }
+    }
+
+    pub(crate) fn fail(&mut self, text: String) {
+        self.note(|| format!("!! {text}"));
+        self.failure.get_or_insert(text);
+    }
+
+    fn add_switch(&mut self, id: VmSwitchId, kind: SwitchKind, iov_enabled: bool) {
+        let config = SwitchConfig { name: id.to_string(), kind, iov_enabled };
+        self.switches.insert(id, SwitchModel { config: config.clone(), running: true });
+        self.tell(Input::SwitchSet(id, config));
+        self.tell(Input::SwitchStarted(id));
+    }
+
+    fn add_vm(&mut self, id: VmId) {
+        let mood = if self.random.once_in(6) { self.random.pick(&Mood::ALL) } else { Mood::Good };
+        self.vms.insert(id, VmModel { state: VmState::Off, mood, host_hung: false });
+        let name = Name::new(&id.to_string()).unwrap();
+        self.tell(Input::VmSet(id, VmConfig { name: name.clone(), friendly_name: name }));
+        self.set_vm(id, VmState::Running);
+    }
+
+    fn add_adapter(&mut self, id: AdapterId, vm: VmId, nic: NicId) {
+        let mut config = AdapterConfig::new(vm, self.fresh_mac());
+        config.switch = Some(VmSwitchId(nic.0));
+        config.iov_weight = if self.random.once_in(5) { 0 } else { 100 };
+        config.iov_queue_pairs_requested = self.random.pick(&[1, 1, 2, 4, 64]);
+        if self.random.once_in(15) {
+            config.kind = AdapterKind::Legacy;
+        }
+        self.adapters.insert(id, AdapterModel::new(config.clone()));
+        self.tell(Input::AdapterSet(id, config));
+    }
+
+    fn fresh_mac(&mut self) -> MacAddress {
+        self.next_mac = self.next_mac.wrapping_add(1);
+        MacAddress::new([2, 0, 0, 0, 0, self.next_mac])
+    }
+
+    /// Tells the stack, checks what it answers, and hands the effects to whom they are for.
+    pub(crate) fn tell(&mut self, input: Input) {
+        if self.failure.is_some() {
+            return;
+        }
+        let seconds = self.now.elapsed().as_secs_f64();
+        self.note(|| format!("{seconds:>9.3} {input:?}"));
+        *self.counts.entry("inputs").or_default() += 1;
+        let (stack, now) = (&mut self.stack, self.now);
+        let stepped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| stack.step(input, now)));
+        let effects = match stepped {
+            Ok(Ok(effects)) => effects,
+            Ok(Err(error)) => return self.fail(format!("refused: {error}")),
+            Err(_) => return self.fail("the stack panicked".into()),
+        };
+        for effect in effects {
+            self.check_effect(&effect);
+            self.carry_out(effect);
+        }
+        if self.timer != self.stack.next_time() {
+            self.fail("the timer is not the next time".into());
+        }
+        self.check_always();
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        self.note(|| match &effect {
+            Effect::Publish(event) => format!("            {event}"),
+            other => format!("            → {other:?}"),
+        });
+        match effect {
+            Effect::Nic { nic, request, call } => {
+                let model = self.nics.get_mut(&nic).unwrap();
+                if model.connected {
+                    model.incoming.push_back((request, call));
+                }
+            }
+            Effect::CancelNic { nic, request } => {
+                let model = self.nics.get_mut(&nic).unwrap();
+                model.incoming.retain(|(id, _)| *id != request);
+                model.polls.retain(|_, id| *id != request);
+            }
+            Effect::DisconnectNic { nic } => {
+                let model = self.nics.get_mut(&nic).unwrap();
+                if model.hung {
+                    model.kill();
+                } else {
+                    model.disconnect();
+                }
+            }
+            Effect::NetVsp { adapter, command } => {
+                if let Some(model) = self.adapters.get_mut(&adapter) {
+                    model.to_netvsp.push_back(command);
+                }
+            }
+            Effect::Vpci { adapter, serial, command } => {
+                if let Some(model) = self.adapters.get_mut(&adapter) {
+                    model.to_vpci.push_back((serial, command));
+                }
+            }
+            Effect::SetTimer(timer) => self.timer = timer,
+            Effect::Publish(_) => {}
+        }
+    }
+
+    pub(crate) fn connect(&mut self, nic: NicId) {
+        let model = self.nics.get_mut(&nic).unwrap();
+        if model.alive && !model.connected && !model.is_removed() {
+            model.connect();
+            self.tell(Input::NicConnected(nic));
+        }
+    }
+
+    pub(crate) fn start_nic(&mut self, nic: NicId) {
+        let model = self.nics.get_mut(&nic).unwrap();
+        if !model.alive || model.is_removed() {
+            model.kill();
+            model.alive = true;
+        }
+        self.connect(nic);
+    }
+
+    pub(crate) fn set_vm(&mut self, id: VmId, state: VmState) {
+        let vm = self.vms.get_mut(&id).unwrap();
+        vm.state = state;
+        if state == VmState::Off {
+            vm.host_hung = false;
+            for adapter in self.adapters.values_mut().filter(|a| a.config.vm == id) {
+                adapter.host_gone();
+            }
+        }
+        self.tell(Input::VmState(id, state));
+    }
+
+    pub(crate) fn reset_guest(&mut self, vm: VmId) {
+        if self.vms[&vm].state != VmState::Off {
+            for model in self.adapters.values_mut().filter(|a| a.config.vm == vm) {
+                model.reset();
+            }
+            self.tell(Input::GuestReset(vm));
+        }
+    }
+
+    pub(crate) fn set_switch(&mut self, id: VmSwitchId, running: bool) {
+        self.switches.get_mut(&id).unwrap().running = running;
+        if running {
+            self.tell(Input::SwitchStarted(id));
+        } else {
+            for adapter in self.adapters.values_mut().filter(|a| a.config.switch == Some(id)) {
+                adapter.netvsp_gone();
+            }
+            self.tell(Input::SwitchStopped(id));
+        }
+    }
+
+    pub(crate) fn set_adapter(&mut self, id: AdapterId, change: impl FnOnce(&mut AdapterConfig)) {
+        let model = self.adapters.get_mut(&id).unwrap();
+        if model.exists {
+            change(&mut model.config);
+            let config = model.config.clone();
+            self.tell(Input::AdapterSet(id, config));
+        }
+    }
+
+    pub(crate) fn go_on(&mut self, nic: NicId, remove: bool) -> bool {
+        let state = self.stack.nic_status(nic).map(|status| status.state);
+        let released = state == Some(virtualization_stack::NicState::Released);
+        self.nics.get_mut(&nic).unwrap().go_on(remove, released)
+    }
+
+    fn some_adapter(&mut self) -> Option<AdapterId> {
+        let ids: Vec<_> =
+            self.adapters.iter().filter(|(_, a)| a.exists).map(|(id, _)| *id).collect();
+        (!ids.is_empty()).then(|| self.random.pick(&ids))
+    }
+
+    fn some_nic(&mut self) -> NicId {
+        let ids: Vec<_> = self.nics.keys().copied().collect();
+        self.random.pick(&ids)
+    }
+
+    fn some_vm(&mut self) -> VmId {
+        let ids: Vec<_> = self.vms.keys().copied().collect();
+        self.random.pick(&ids)
+    }
+
+    /// One more thing that happens.
+    pub(crate) fn step(&mut self) {
+        match self.random.below(100) {
+            0..=82 => {
+                self.deliver();
+            }
+            83..=86 => {
+                let time = Duration::from_millis(1 + self.random.next() % 400);
+                self.pass(time);
+            }
+            87 => self.pass_until_timer(),
+            _ => {
+                let kind = self.random.pick(&Kind::ALL);
+                // The random numbers that follow are the same with and without.
+                let mut fork = Random::new(self.random.next());
+                if !self.without.contains(&kind) {
+                    core::mem::swap(&mut self.random, &mut fork);
+                    self.happen(kind);
+                    core::mem::swap(&mut self.random, &mut fork);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        if self.timer.is_some_and(|timer| timer <= self.now) {
+            self.tell(Input::Tick);
+        }
+    }
+
+    pub(crate) fn pass_until_timer(&mut self) {
+        if let Some(timer) = self.timer {
+            self.now = self.now.max(timer);
+            self.tell(Input::Tick);
+        }
+    }
+
+    /// Something on its way arrives, or somebody acts; false if there is nothing.
+    pub(crate) fn deliver(&mut self) -> bool {
+        enum Next {
+            Handle(NicId),
+            Complete(NicId),
+            ToNetVsp(AdapterId),
+            FromNetVsp(AdapterId),
+            ToVpci(AdapterId),
+            FromVpci(AdapterId),
+            Act(AdapterId),
+        }
+        let mut next = Vec::new();
+        for (id, nic) in &self.nics {
+            if !nic.incoming.is_empty() && nic.connected && !nic.hung {
+                next.push(Next::Handle(*id));
+            }
+            if !nic.completed.is_empty() && nic.connected && !nic.hung {
+                next.push(Next::Complete(*id));
+            }
+        }
+        for (id, adapter) in &self.adapters {
+            let vm = &self.vms[&adapter.config.vm];
+            let running = vm.state != VmState::Off;
+            let switch_runs = self.switch_runs(adapter);
+            if !adapter.to_netvsp.is_empty() {
+                next.push(Next::ToNetVsp(*id));
+            }
+            if !adapter.from_netvsp.is_empty() {
+                next.push(Next::FromNetVsp(*id));
+            }
+            if !adapter.to_vpci.is_empty() && !(vm.host_hung && running) {
+                next.push(Next::ToVpci(*id));
+            }
+            if !adapter.from_vpci.is_empty() {
+                next.push(Next::FromVpci(*id));
+            }
+            if adapter.exists && adapter.can_act(vm.mood, running, switch_runs) {
+                next.push(Next::Act(*id));
+            }
+        }
+        if next.is_empty() {
+            return false;
+        }
+        let index = self.random.below(next.len());
+        match next[index] {
+            Next::Handle(id) => self.nics.get_mut(&id).unwrap().handle(),
+            Next::Complete(id) => {
+                let (request, result) =
+                    self.nics.get_mut(&id).unwrap().completed.pop_front().unwrap();
+                self.tell(Input::NicCompleted(id, request, result));
+            }
+            Next::ToNetVsp(id) => {
+                let mood = self.vms[&self.adapters[&id].config.vm].mood;
+                self.adapters.get_mut(&id).unwrap().netvsp(mood);
+            }
+            Next::FromNetVsp(id) => {
+                let report = self.adapters.get_mut(&id).unwrap().from_netvsp.pop_front().unwrap();
+                self.tell(Input::NetVsp(id, report));
+            }
+            Next::ToVpci(id) => {
+                let adapter = self.adapters.get_mut(&id).unwrap();
+                if self.vms[&adapter.config.vm].state == VmState::Off {
+                    // There is no end that could do anything.
+                    adapter.to_vpci.pop_front();
+                } else {
+                    adapter.vpci(self.vpci_fails);
+                }
+            }
+            Next::FromVpci(id) => {
+                let (serial, report) =
+                    self.adapters.get_mut(&id).unwrap().from_vpci.pop_front().unwrap();
+                self.tell(Input::Vpci(id, serial, report));
+            }
+            Next::Act(id) => {
+                let switch_runs = self.switch_runs(&self.adapters[&id]);
+                let mood = self.vms[&self.adapters[&id].config.vm].mood;
+                self.adapters.get_mut(&id).unwrap().act(mood, switch_runs);
+            }
+        }
+        self.check_models();
+        true
+    }
+
+    pub(crate) fn switch_runs(&self, adapter: &AdapterModel) -> bool {
+        adapter
+            .config
+            .switch
+            .and_then(|switch| self.switches.get(&switch))
+            .is_some_and(|switch| switch.running)
+    }
+
+    fn happen(&mut self, kind: Kind) {
+        *self.counts.entry("faults and changes").or_default() += 1;
+        let nic = self.some_nic();
+        let vm = self.some_vm();
+        let Some(adapter) = self.some_adapter() else { return };
+        let random = self.random.next();
+        match kind {
+            Kind::Weight => self.set_adapter(adapter, |config| {
+                config.iov_weight = if config.iov_weight == 0 { 50 } else { 0 };
+            }),
+            Kind::QueuePairs => self.set_adapter(adapter, |config| {
+                config.iov_queue_pairs_requested = [1, 2, 3, 4, 64][random as usize % 5];
+            }),
+            Kind::Moderation => self.set_adapter(adapter, |config| {
+                use InterruptModeration::{Adaptive, High, Undefined};
+                config.iov_interrupt_moderation = [Undefined, Adaptive, High][random as usize % 3];
+            }),
+            Kind::Vlan => self.set_adapter(adapter, |config| {
+                let vlan = |n: u64| VlanId::new(100 + (n % 7) as u16).unwrap();
+                config.vlan = match random % 4 {
+                    0 | 1 => VlanSetting::Untagged,
+                    2 => VlanSetting::Access(vlan(random >> 8)),
+                    _ => VlanSetting::Trunk {
+                        native: (random & 16 != 0).then(|| vlan(random >> 16)),
+                        allowed: (0..random >> 24 & 3).map(|n| vlan((random >> 32) + n)).collect(),
+                    },
+                };
+            }),
+            Kind::Mac => {
+                let mac = self.fresh_mac();
+                self.set_adapter(adapter, |config| config.mac = mac);
+            }
+            Kind::Policies => self.set_adapter(adapter, |config| match random % 3 {
+                0 => config.policies = [Policy::PortAcl, Policy::DhcpGuard].into(),
+                1 => config.policies.clear(),
+                _ => config.allow_policy_bypass = !config.allow_policy_bypass,
+            }),
+            Kind::Connection => {
+                let switches: Vec<_> = self.switches.keys().copied().collect();
+                let to = switches[random as usize % switches.len()];
+                let to = (random >> 32 & 7 != 0).then_some(to);
+                if self.adapters[&adapter].config.switch != to {
+                    self.adapters.get_mut(&adapter).unwrap().netvsp_gone();
+                    self.tell(Input::NetVsp(adapter, NetVspReport::Closed));
+                    self.set_adapter(adapter, |config| config.switch = to);
+                }
+            }
+            Kind::Extension => {
+                let model = self.adapters.get_mut(&adapter).unwrap();
+                model.extension_revoked = !model.extension_revoked;
+                let revoked = model.extension_revoked;
+                self.tell(Input::ExtensionRevokes(adapter, revoked));
+            }
+            Kind::VmPower => {
+                let off = self.vms[&vm].state == VmState::Off;
+                self.set_vm(vm, if off { VmState::Running } else { VmState::Off });
+            }
+            Kind::Migration => match self.vms[&vm].state {
+                VmState::Off => {}
+                VmState::Running => {
+                    let state = [VmState::Migrating, VmState::Saving][random as usize % 2];
+                    self.set_vm(vm, state);
+                }
+                _ => self.set_vm(vm, VmState::Running),
+            },
+            Kind::GuestReset => self.reset_guest(vm),
+            Kind::GuestMood => {
+                let mood = Mood::ALL[random as usize % Mood::ALL.len()];
+                let well = [Mood::Good, Mood::Linux][random as usize >> 8 & 1];
+                let model = self.vms.get_mut(&vm).unwrap();
+                model.mood = if random >> 32 & 1 == 0 { well } else { mood };
+                model.host_hung = random >> 33 & 15 == 0;
+                let mood = model.mood;
+                self.note(|| format!("{vm} is {mood:?} now"));
+            }
+            Kind::GuestLeaves => self.adapters.get_mut(&adapter).unwrap().leave(),
+            Kind::VmKill => self.set_vm(vm, VmState::Off),
+            Kind::SwitchKill => {
+                let ids: Vec<_> = self.switches.keys().copied().collect();
+                let id = ids[random as usize % ids.len()];
+                let running = self.switches[&id].running;
+                self.set_switch(id, !running);
+            }
+            _ => self.happen_to_nic(kind, nic, adapter, random),
+        }
+    }
+
+    fn happen_to_nic(&mut self, kind: Kind, nic: NicId, adapter: AdapterId, random: u64) {
+        let model = self.nics.get_mut(&nic).unwrap();
+        match kind {
+            Kind::NicStop if model.alive => {
+                self.note(|| format!("{nic} is asked to stop"));
+                self.nics.get_mut(&nic).unwrap().query_stop();
+            }
+            Kind::NicGoesOn if model.alive => {
+                let was = model.thread;
+                self.go_on(nic, random % 2 == 0);
+                self.note(|| format!("{nic} goes on from {was:?}"));
+            }
+            Kind::NicRemove if model.alive => {
+                self.note(|| format!("{nic} is asked to be removed"));
+                self.nics.get_mut(&nic).unwrap().query_remove();
+            }
+            Kind::NicKill => {
+                let was = model.connected;
+                model.kill();
+                if was {
+                    self.tell(Input::NicDisconnected(nic));
+                }
+            }
+            Kind::NicConnectionLost => {
+                let was = model.connected;
+                model.disconnect();
+                if was {
+                    self.tell(Input::NicDisconnected(nic));
+                }
+            }
+            Kind::NicHang => model.hung = model.alive && random % 8 == 0,
+            Kind::NicRefuses => model.refuses = (random % 3) as u32,
+            Kind::NicSurprise => {
+                if model.alive && random % 2 == 0 {
+                    self.note(|| format!("{nic} is pulled out"));
+                    self.nics.get_mut(&nic).unwrap().pnp(PnpEvent::SurpriseRemoval);
+                }
+            }
+            Kind::NicStart => self.start_nic(nic),
+            Kind::Foreign => {
+                if random % 2 == 0 { model.take_foreign() } else { model.free_foreign() }
+            }
+            Kind::Ranges => model.change_ranges((random % 4) as u16),
+            Kind::VfError => self.tell(Input::VfError(nic, (random % 4) as u16)),
+            Kind::HostReasons => {
+                self.host = match random % 3 {
+                    0 => vec![HostReason::NoDmaRemapping, HostReason::NoOscControl],
+                    _ => Vec::new(),
+                };
+                let host = self.host.clone();
+                self.tell(Input::Host(host));
+            }
+            Kind::AddRemove => {
+                self.adapters.get_mut(&adapter).unwrap().exists = false;
+                self.tell(Input::AdapterRemoved(adapter));
+                if random % 2 == 0 {
+                    let vm = self.adapters[&adapter].config.vm;
+                    // The one that goes may still count.
+                    let has = self.stack.adapter_ids().filter(|id| {
+                        self.adapters.get(id).is_some_and(|a| a.config.vm == vm)
+                    });
+                    if has.count() < 8 {
+                        let id = AdapterId(self.adapters.keys().last().unwrap().0 + 1);
+                        self.add_adapter(id, vm, nic);
+                    }
+                }
+            }
+            Kind::Retry => self.tell(Input::Retry(adapter)),
+            Kind::VpciFails => self.vpci_fails = random % 4 == 0,
+            Kind::Capabilities => self.tell(Input::NicCapabilitiesChanged(nic)),
+            Kind::Hostile => self.hostile(nic, adapter, random),
+            _ => {}
+        }
+    }
+
+    /// What nobody in his right mind would say.
+    fn hostile(&mut self, nic: NicId, adapter: AdapterId, random: u64) {
+        use virtualization_stack::{DataPath, NicReply, RequestId, VfSerial, VpciReport};
+        let path = [DataPath::Vf, DataPath::Synthetic][random as usize >> 8 & 1];
+        let serial = VfSerial((random >> 16 & 7) as u32);
+        match random % 6 {
+            0 => {
+                let model = self.adapters.get_mut(&adapter).unwrap();
+                if model.netvsc_up {
+                    model.asked = Some(path);
+                    model.from_netvsp.push_back(NetVspReport::AsksDataPath(path));
+                }
+            }
+            1 => {
+                if let Some(serial) = self.adapters[&adapter].device {
+                    self.adapters.get_mut(&adapter).unwrap().ejected = true;
+                    self.tell(Input::Vpci(adapter, serial, VpciReport::EjectComplete));
+                }
+            }
+            2 => self.tell(Input::Vpci(adapter, serial, VpciReport::OfferFailed(NtStatus::CANCELLED))),
+            3 => self.tell(Input::NicCompleted(nic, RequestId(random >> 8 & 63), {
+                // Only of requests that are long done: others would be lies of the NIC, which is trusted.
+                if self.nics[&nic].connected { return }
+                Ok(NicReply::Done)
+            })),
+            4 => self.tell(Input::NicCompleted(NicId(9), RequestId(1), Err(CallError::Nt(NtStatus::CANCELLED)))),
+            _ => self.tell(Input::Tick),
+        }
+    }
+}
