@@ -26,10 +26,19 @@ const FIRST_PHY: u8 = 0;
 /// What an adapter is made with.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct TulipConfig {
-    /// Its address, in the serial ROM.
+    /// Its address, in the serial ROM; see [`TulipConfig::mac_is_misread`].
     pub mac: [u8; 6],
     /// Subsystem vendor and subsystem id, in configuration space and in the serial ROM.
     pub subsystem: (u16, u16),
+}
+
+impl TulipConfig {
+    /// Whether Linux's driver takes the address for another one: early boards of one maker had the bytes of each
+    /// pair swapped, and the driver knows them by an address that begins with 02:00, A0:00 or C0:00. To be avoided
+    /// where the switch holds a guest to its address.
+    pub fn mac_is_misread(&self) -> bool {
+        matches!(self.mac, [0x02 | 0xA0 | 0xC0, 0x00, ..])
+    }
 }
 
 /// What became of frames.

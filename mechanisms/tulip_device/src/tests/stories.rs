@@ -28,6 +28,14 @@ fn the_serial_rom_tells_its_size_the_address_and_the_media() {
 }
 
 #[test]
+fn addresses_that_stock_drivers_misread_are_known() {
+    let misread = |mac| TulipConfig { mac, subsystem: (0, 0) }.mac_is_misread();
+    // As seen with Linux 6.12: 02:00:00:00:00:40 became 00:02:00:00:40:00.
+    assert!(misread([2, 0, 0, 0, 0, 0x40]));
+    assert!(!misread([0x00, 0x15, 0x5D, 0, 0, 0x40]) && !misread([2, 1, 0, 0, 0, 0]));
+}
+
+#[test]
 fn the_only_transceiver_has_a_link_until_the_cable_is_pulled() {
     let mut machine = Machine::new();
     let found: Vec<u32> = (0..32).filter(|phy| machine.read_mii(*phy, 1) != 0xFFFF).collect();

@@ -574,3 +574,37 @@ fn a_function_that_no_guest_can_be_shown_is_refused() {
     assert!(matches!(crate::Vsp::new(half, &vf), Err(VspError::Function(_))));
     assert_eq!(SlotNumber::ZERO, config().slot);
 }
+
+#[test]
+fn messages_of_the_older_kind_are_routed_too() {
+    // A function with MSI alone: 64-bit address, up to eight messages.
+    let mut raw = [0u8; 256];
+    (raw[0x06], raw[0x34], raw[0x40], raw[0x42]) = (0x10, 0x40, 0x05, 0x86);
+    let mut host = Host::d0();
+    host.vsp = crate::Vsp::new(config(), &raw[..]).unwrap();
+    host.partition = Partition::default();
+    host.open();
+    assert_eq!(host.status(&version(0x10004)), NtStatus::SUCCESS);
+    host.enter_d0();
+    assert!(host.vsp.msi_x_pages().is_empty());
+    let answer = host.ask(&GuestMessage::CreateInterrupt {
+        generation: InterruptGeneration::V2,
+        slot: SLOT,
+        interrupt: InterruptRequest { vector_count: 4, ..InterruptRequest::single(0x50, 2) },
+    });
+    let interrupt = reply::InterruptCreated::parse(&answer).unwrap().interrupt;
+    host.write(0x44, &(interrupt.address as u32).to_le_bytes());
+    host.write(0x48, &((interrupt.address >> 32) as u32).to_le_bytes());
+    host.write(0x4C, &(interrupt.data as u16).to_le_bytes());
+    assert!(host.partition.routes.is_empty());
+    // Enabled, with four messages; then with two.
+    host.write(0x42, &0x21u16.to_le_bytes());
+    let routes: Vec<_> = host.partition.routes.clone().into_iter().collect();
+    let expected = (0..4)
+        .map(|at| (InterruptSource::Msi(at), InterruptTarget::fixed(0x50 + u32::from(at), 2)));
+    assert_eq!(routes, expected.collect::<Vec<_>>());
+    host.write(0x42, &0x11u16.to_le_bytes());
+    assert_eq!(host.partition.routes.len(), 2);
+    host.write(0x42, &0u16.to_le_bytes());
+    assert!(host.partition.routes.is_empty());
+}

@@ -1,6 +1,6 @@
 //! Addresses and interrupts: what is mapped and routed follows from what the guest has set, and from nothing else.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::ops::Range;
 
 use pci_function::Decision;
 use pcie_protocol::{BarIndex, BarKind, Bars, PowerState, header_offset};
@@ -11,6 +11,8 @@ use super::{
     BusState, Effect, InterruptSource, InterruptTarget, Mapping, PfRequest, Presence, Stop, Vsp,
 };
 
+/// A function sends at most 32 messages by MSI.
+const MSI_MESSAGES_LOG2: u8 = 5;
 /// Windows start at a page.
 const PAGE: u64 = 4096;
 
@@ -100,51 +102,67 @@ impl Vsp {
         }
     }
 
-    fn wanted_routes(&self) -> BTreeMap<InterruptSource, InterruptTarget> {
-        let on = matches!(self.bus, BusState::D0 { .. })
-            && !matches!(self.presence, Presence::Removed(_));
-        if !on {
-            return BTreeMap::new();
-        }
-        let mut routes = BTreeMap::new();
-        let (enabled, masked) = self.mediation.msi_x_control();
-        if let Some(table) = self.msi_x.as_ref().filter(|_| enabled && !masked) {
-            for vector in 0..table.vectors() {
-                if let Some((address, data)) = table.message(vector)
-                    && let Some(target) = self.interrupts.resolve(address, data)
-                {
-                    routes.insert(InterruptSource::MsiX(vector), target.clone());
-                }
+    /// Where the guest's settings send an interrupt of the function.
+    fn wanted_route(&self, source: InterruptSource) -> Option<&InterruptTarget> {
+        let (msi_x_enabled, masked) = self.mediation.msi_x_control();
+        match source {
+            InterruptSource::MsiX(vector) => {
+                let table = self.msi_x.as_ref().filter(|_| msi_x_enabled && !masked)?;
+                let (address, data) = table.message(vector)?;
+                self.interrupts.resolve(address, data)
             }
-        }
-        if let Some(msi) = self.mediation.save().msi.filter(|msi| msi.enabled && !enabled) {
-            for message in 0..1u8 << msi.multiple_message_enable.min(5) {
+            InterruptSource::Msi(message) => {
+                let msi = self.mediation.save().msi.filter(|_| !msi_x_enabled)?;
+                let count = 1u8 << msi.multiple_message_enable.min(MSI_MESSAGES_LOG2);
+                let sends = msi.enabled && message < count && msi.mask >> message & 1 == 0;
                 let data = u32::from(msi.data) | u32::from(message);
-                let masked = msi.mask >> message & 1 != 0;
-                if let Some(target) = self.interrupts.resolve(msi.address, data)
-                    && !masked
-                {
-                    routes.insert(InterruptSource::Msi(message), target.clone());
-                }
+                self.interrupts.resolve(msi.address, data).filter(|_| sends)
             }
         }
-        routes
     }
 
-    /// Routes interrupts as the guest's settings say now.
+    /// Routes one interrupt of a function that is on as the guest's settings say now.
+    fn update_route(&mut self, source: InterruptSource, effects: &mut Vec<Effect>) {
+        let wanted = self.wanted_route(source);
+        if self.routes.get(&source) == wanted {
+            return;
+        }
+        let target = wanted.cloned();
+        match &target {
+            Some(target) => drop(self.routes.insert(source, target.clone())),
+            None => drop(self.routes.remove(&source)),
+        }
+        effects.push(Effect::Route { source, target });
+    }
+
+    fn routes_interrupts(&self) -> bool {
+        matches!(self.bus, BusState::D0 { .. }) && !matches!(self.presence, Presence::Removed(_))
+    }
+
+    /// Routes vectors whose table entries were written.
+    pub(super) fn update_vectors(&mut self, vectors: Range<u16>, effects: &mut Vec<Effect>) {
+        if self.routes_interrupts() {
+            for vector in vectors {
+                self.update_route(InterruptSource::MsiX(vector), effects);
+            }
+        }
+    }
+
+    /// Routes all interrupts as the guest's settings say now.
     pub(super) fn update_routes(&mut self, effects: &mut Vec<Effect>) {
-        let wanted = self.wanted_routes();
-        for source in self.routes.keys() {
-            if !wanted.contains_key(source) {
-                effects.push(Effect::Route { source: *source, target: None });
+        if self.routes_interrupts() {
+            let vectors = self.msi_x.as_ref().map_or(0, super::MsiXTable::vectors);
+            self.update_vectors(0..vectors, effects);
+            if self.mediation.save().msi.is_some() {
+                for message in 0..1 << MSI_MESSAGES_LOG2 {
+                    self.update_route(InterruptSource::Msi(message), effects);
+                }
+            }
+        } else {
+            for (source, _) in std::mem::take(&mut self.routes) {
+                effects.push(Effect::Route { source, target: None });
             }
         }
-        for (source, target) in &wanted {
-            if self.routes.get(source) != Some(target) {
-                effects.push(Effect::Route { source: *source, target: Some(target.clone()) });
-            }
-        }
-        self.routes = wanted;
     }
 
     /// The guest sends an interrupt elsewhere: the hypercall of SPEC-VMBUS §8.4. `address` and `data` are those that

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pci_function::RawVfConfig;
+use pci_function::{Decision, RawVfConfig};
 use pcie_protocol::{BAR_COUNT, BarIndex, header_offset};
 use vpci_protocol::window;
 
@@ -60,9 +60,13 @@ impl Vsp {
             return effects;
         };
         let decisions = self.mediation.write(register, data).unwrap_or_default();
+        let decided_nothing =
+            decisions.iter().all(|decision| matches!(decision, Decision::Absorbed { .. }));
         self.carry_out(decisions, &mut effects);
-        self.update_bars(&mut effects);
-        self.update_routes(&mut effects);
+        if !decided_nothing {
+            self.update_bars(&mut effects);
+            self.update_routes(&mut effects);
+        }
         effects
     }
 
@@ -90,9 +94,8 @@ impl Vsp {
             return Some(effects);
         }
         let table = self.msi_x.as_mut().filter(|table| table.covers(bar, offset, data.len()))?;
-        if !table.write(bar, offset, data).is_empty() {
-            self.update_routes(&mut effects);
-        }
+        let touched = table.write(bar, offset, data);
+        self.update_vectors(touched, &mut effects);
         Some(effects)
     }
 
