@@ -168,7 +168,7 @@ impl UserGuest {
         Ok(Some(GuestMessage::Changed))
     }
 
-    /// Posts a message to a connection id; `false` if the host takes none now ([`Self::wait_for_room`]).
+    /// Posts a message to a connection id; `false` if the host takes none now: wait for [`AsFd`] to be writable.
     pub fn try_post(&self, connection_id: u32, payload: &[u8]) -> io::Result<bool> {
         let message = FromGuest::Post { connection_id, payload: payload.to_vec() };
         self.socket.send(&message.emit(), None)

@@ -379,10 +379,6 @@ impl Server {
                     let answer = ServerMessage::CloseReservedResponse(id);
                     self.post_to(&answer, target_vp, target_sint);
                 }
-                // It has outlived its connection, and what is left of that goes now.
-                if let Some(channel) = self.channels.get_mut(&offer) {
-                    channel.releasing |= channel.presence != Presence::Offered;
-                }
             }
         }
         self.settle();

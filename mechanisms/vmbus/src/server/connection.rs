@@ -91,6 +91,10 @@ impl Server {
         let mut forgotten = Vec::new();
         for (handle, channel) in &mut self.channels {
             let offer = *handle;
+            // What outlived its connection as a reserved channel and is none any more goes too.
+            channel.releasing |= matches!(channel.presence, Presence::Waiting | Presence::Released)
+                && !channel.is_reserved()
+                && !channel.is_clean();
             if channel.releasing {
                 match &mut channel.open {
                     OpenState::Closed => {}

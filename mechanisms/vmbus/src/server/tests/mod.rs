@@ -513,6 +513,32 @@ fn a_reserved_channel_outlives_the_connection() {
 }
 
 #[test]
+fn a_reserved_channel_that_does_not_open_goes_with_the_connection() {
+    let (mut host, offer) = Host::with_offer(Version::Iron);
+    host.gpadl(1, 10, 40);
+    host.automatic = false;
+    let reserved = ClientMessage::OpenReservedChannel(OpenReservedChannel {
+        channel: ChannelId(1),
+        target_vp: VpIndex(1),
+        target_sint: 2,
+        ring_gpadl: GpadlId(10),
+        downstream_page_offset: 20,
+    });
+    host.send(&reserved).unwrap();
+    assert_eq!(host.send(&ClientMessage::Unload).unwrap(), [ServerMessage::UnloadComplete]);
+    host.seen();
+    let effect = host.devices.owed.pop_front();
+    assert!(matches!(effect, Some(Effect::Open { .. })));
+    host.server.open_complete(offer, false).unwrap();
+    host.devices.owed.clear();
+    host.automatic = true;
+    host.work();
+    assert_eq!(host.answers(), [opened(1, 0, STATUS_UNSUCCESSFUL)]);
+    assert_eq!(host.seen(), [Effect::GpadlTeardown { offer, gpadl: GpadlId(10) }]);
+    assert!(host.server.is_idle());
+}
+
+#[test]
 fn a_paused_guest_hears_nothing_until_it_resumes() {
     let (mut host, _) = Host::with_offer(Version::Copper);
     assert_eq!(host.send(&ClientMessage::Pause).unwrap(), [ServerMessage::PauseResponse]);
