@@ -30,10 +30,11 @@ use user_vm::{
     GuestInterfaceKind, OnVfLoss, Program, ProgramExit, UserVm, UserVmError, VmClient, VmStatistics,
 };
 
-const TESTS: [(&str, fn()); 14] = [
+const TESTS: [(&str, fn()); 15] = [
     ("a_vm_has_namespaces_and_a_name_of_its_own", a_vm_has_namespaces_and_a_name_of_its_own),
     ("packets_of_all_sizes_are_answered_by_another_vm", packets_are_answered),
     ("a_stream_crosses_whole_and_every_hop_counts_the_same", a_stream_crosses_whole),
+    ("what_a_program_sent_arrives_though_its_vm_ends", what_a_program_sent_arrives),
     ("several_queue_pairs_carry_one_vm", several_queue_pairs_carry_one_vm),
     ("programs_end_as_they_do_anywhere", programs_end_as_they_do_anywhere),
     ("a_killed_vm_leaves_nothing", a_killed_vm_leaves_nothing),
@@ -199,6 +200,22 @@ fn a_stream_crosses_whole() {
         let stats = |number| host.adapter.stats(FunctionId::Vf(vf(number))).unwrap();
         eprintln!("{:?}\n{:?}", stats(0), stats(1));
     }
+}
+
+fn what_a_program_sent_arrives() {
+    let host = Host::new(2);
+    let Some((first, second)) = two_vms(&host, GuestInterfaceKind::Auto) else {
+        return;
+    };
+    let (mut sink, mut lines) = start_tool(&second, &["sink"]);
+    // When the program ends, much of this is in its socket still.
+    succeeds(&first, &["pour", "10.0.0.2", "3000000"]);
+    first.shutdown();
+    let exit = sink.wait_for(PATIENCE).unwrap();
+    assert!(exit.is_some_and(|exit| exit.success()), "the stream has no end: {exit:?}");
+    let mut total = String::new();
+    lines.read_line(&mut total).unwrap();
+    assert_eq!(total, "3000000\n");
 }
 
 fn several_queue_pairs_carry_one_vm() {

@@ -41,8 +41,8 @@ pub(crate) fn is_installed(program: &str) -> bool {
 
 /// A VM in which a program runs. It is killed when this is dropped.
 ///
-/// A VM ends with its program, and what it has not sent by then is lost, as if its power was cut. A program that
-/// is to stay until others have heard it reads its standard input, which ends with [`Vm::finish`].
+/// A VM ends with its program. One that is to stay until others have heard it reads its standard input, which ends
+/// with [`Vm::finish`].
 pub(crate) struct Vm {
     child: Child,
     input: Option<ChildStdin>,

@@ -1,5 +1,6 @@
 //! The VM's own processes: the launcher, which enters the namespaces, and process 1 of the VM.
 
+mod drain;
 mod init;
 mod launcher;
 mod process;

@@ -15,7 +15,7 @@ use rustix::{
     process::Pid,
 };
 
-use super::{init, programs::Programs};
+use super::{drain::drain, init, programs::Programs};
 use crate::{
     OnVfLoss, StartFailure, StartFailureKind, UserVmConfig, VmStatistics,
     channel::{Channel, Received, Reply, Request},
@@ -266,7 +266,10 @@ impl Vm {
             Ok(Received::Closed) | Err(_) => return gone,
         };
         let reply = match request {
-            Request::Shutdown => return Next::EndVm,
+            Request::Shutdown => {
+                drain();
+                return Next::EndVm;
+            }
             Request::Start(_) => return gone,
             Request::Adopt if connection.owner => {
                 let room = MAX_CONNECTIONS.saturating_sub(self.connections.len());
