@@ -166,6 +166,39 @@ fn a_guest_that_floods_the_pf_driver_is_held_back() {
 }
 
 #[test]
+fn a_guest_that_makes_work_and_waits_for_nothing_is_held_back() {
+    let mut host = Host::with(FunctionConfig { max_pf_requests: 4, ..config() });
+    host.open();
+    let version = GuestMessage::QueryProtocolVersion { version: 0x10004 };
+    assert_eq!(host.status(&version), NtStatus::SUCCESS);
+    host.enter_d0();
+    let mut payload = Vec::new();
+    GuestMessage::ReleaseResources { slot: SLOT }.emit(&mut payload).unwrap();
+    let mut read = 0;
+    while host.vsp.accepts_packets() {
+        host.incoming(Incoming::Message { transaction: None, payload: &payload });
+        read += 1;
+        assert!(read < 100);
+    }
+    assert_eq!((read, host.pf.len()), (8, 8));
+    host.run_pf();
+    assert!(host.vsp.accepts_packets());
+    // A PF driver that has hung: what timed out is still with it.
+    let mut payload = Vec::new();
+    GuestMessage::ReadBlock { slot: SLOT, block_id: 1, length: 1 }.emit(&mut payload).unwrap();
+    let mut read = 0;
+    while host.vsp.accepts_packets() {
+        host.raw(&payload);
+        host.now += seconds(10);
+        let effects = host.vsp.poll(host.now);
+        host.carry_out(effects);
+        read += 1;
+        assert!(read < 100);
+    }
+    assert_eq!((read, host.vsp.counters().pf_timeouts), (8, 8));
+}
+
+#[test]
 fn a_guest_that_floods_with_interrupts_is_held_back() {
     let mut host = Host::with(FunctionConfig { max_interrupts: 40, ..config() });
     host.open();

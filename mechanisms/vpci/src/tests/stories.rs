@@ -112,6 +112,51 @@ fn a_function_lives_and_is_given_back_in_every_version() {
     }
 }
 
+/// The order of another client that was seen on the wire, byte by byte (SPEC-VMBUS §4.7, §8.1).
+#[test]
+fn a_client_that_turns_the_bus_on_before_it_asks_what_is_there_is_served() {
+    let mut host = Host::new();
+    host.open();
+    let answer = host.ask_raw(&[0x13, 0, 0x49, 0x42, 3, 0, 1, 0]).unwrap();
+    assert_eq!(answer, [0, 0, 0, 0, 3, 0, 1, 0]);
+    let entry = [7, 0, 0x49, 0x42, 0, 0, 0, 0, 0, 0, 0, 0xF8, 0, 0, 0, 0];
+    host.raw(&entry);
+    // First what there is, then that the bus is on.
+    let [Outgoing::Message { payload, .. }, Outgoing::Completion { payload: status, .. }] =
+        host.sent.make_contiguous()
+    else {
+        panic!("{:?}", host.sent)
+    };
+    assert_eq!(payload[..8], [0x19, 0, 0x49, 0x42, 1, 0, 0, 0]);
+    assert_eq!(*status, [0; 4]);
+    host.sent.clear();
+    let answer = host.ask_raw(&[5, 0, 0x49, 0x42, 0, 0, 0, 0]).unwrap();
+    assert_eq!((answer.len(), &answer[4..8]), (28, &[0x0C, 0, 0xFF, 0xFF][..]));
+    let mut assigned = vec![0; 136 + 80];
+    assigned[..4].copy_from_slice(&[0x16, 0, 0x49, 0x42]);
+    assert_eq!(host.ask_raw(&assigned).unwrap()[..8], [0; 8]);
+    host.map_bars();
+    let mut create = vec![0; 80];
+    create[..4].copy_from_slice(&[0x17, 0, 0x49, 0x42]);
+    create[8..16].copy_from_slice(&[0x41, 0, 1, 0, 1, 0, 2, 0]);
+    let answer = host.ask_raw(&create).unwrap();
+    assert_eq!(
+        answer,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0xE0, 0xFE, 0, 0, 0, 0]
+    );
+    // Its deletion says no count.
+    let delete =
+        [0x15, 0, 0x49, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0xE0, 0xFE, 0, 0, 0, 0];
+    assert_eq!(host.ask_raw(&delete).unwrap(), [0; 4]);
+    // EJECT_COMPLETE with the status that Linux adds.
+    let effects = host.vsp.eject(EJECT_GRACE, host.now);
+    host.carry_out(effects);
+    assert_eq!(host.messages(), [HostMessage::Eject { slot: SLOT }]);
+    let complete = [0x0F, 0, 0x49, 0x42, 0, 0, 0, 0, 0, 0, 0, 0];
+    host.incoming(Incoming::Message { transaction: None, payload: &complete });
+    assert_eq!(host.partition.removed, Some(Removal::Confirmed));
+}
+
 #[test]
 fn a_newer_guest_comes_down_to_the_hosts_version_and_an_older_one_is_understood() {
     let host = FunctionConfig { max_version: ProtocolVersion::V1_2, ..config() };

@@ -26,7 +26,9 @@ pub(super) enum PfAnswer {
 impl Vsp {
     fn new_pf_request(&mut self) -> PfRequestId {
         self.next_pf_request += 1;
-        PfRequestId(self.next_pf_request)
+        let id = PfRequestId(self.next_pf_request);
+        self.pf_outstanding.insert(id);
+        id
     }
 
     /// Asks the PF driver for something that no message of the guest waits for.
@@ -67,6 +69,7 @@ impl Vsp {
         output: Result<&[u8], NtStatus>,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
+        self.pf_outstanding.remove(&id);
         let Some(PfPending { transaction, answer, .. }) = self.pf.remove(&id) else {
             return effects;
         };

@@ -38,7 +38,8 @@ pub struct FunctionConfig {
     pub max_version: ProtocolVersion,
     /// How long the PF driver has for a request that the guest waits for.
     pub pf_timeout: Duration,
-    /// Requests to the PF driver that the guest can wait for at a time.
+    /// Requests to the PF driver that the guest can wait for at a time; with those that nobody waits for, twice as
+    /// many can be open before no more packets are read.
     pub max_pf_requests: usize,
     /// How long a guest has to close a channel that was taken back, before [`Effect::CloseOverdue`] says so.
     ///

@@ -54,7 +54,8 @@ pub enum Effect {
         target: Option<InterruptTarget>,
     },
     /// Ask the PF driver, in the order of these effects, and report to
-    /// [`Vsp::pf_completed`](super::Vsp::pf_completed). A trapped access that led to it is to be finished only then.
+    /// [`Vsp::pf_completed`](super::Vsp::pf_completed), whatever comes of it. A trapped access that led to it is to be
+    /// finished only then, so that a guest cannot ask for more than its processors can wait for.
     Pf {
         /// Names the request.
         id: PfRequestId,

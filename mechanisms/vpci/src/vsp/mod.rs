@@ -45,7 +45,11 @@ mod requests;
 mod resources;
 mod window;
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    time::Duration,
+};
 
 use pci_function::{MediationPolicy, RawVfConfig, VfMediation, VfPnpIds};
 use pcie_protocol::{BarIndex, BarKind, Bars, ClassCode, decode_probed_bars};
@@ -147,7 +151,7 @@ struct Mapping {
 /// A host's end of a virtual PCI bus with one function. See the [module](self) for its states.
 ///
 /// Belongs to one thread. Order of calls: [`Vsp::channel_opened`] when the guest has opened the channel, then
-/// [`Vsp::receive`] for each packet, then [`Vsp::channel_closed`] however the channel ended; any number of times.
+/// [`Vsp::receive`] for each packet that is read while [`Vsp::accepts_packets`], then [`Vsp::channel_closed`] however the channel ended; any number of times.
 /// [`Vsp::poll`] is due at [`Vsp::next_deadline`]. All else at any time. `now` is the time since any fixed moment and
 /// never goes back.
 #[derive(Debug)]
@@ -168,7 +172,10 @@ pub struct Vsp {
     mapped: Bars<Option<Mapping>>,
     assigned: Option<Bars<Option<MemoryResource>>>,
     reserved: Vec<Range<u64>>,
+    /// Requests that the guest waits for.
     pf: BTreeMap<PfRequestId, PfPending>,
+    /// Requests that the PF driver has not answered, whoever waits.
+    pf_outstanding: BTreeSet<PfRequestId>,
     next_pf_request: u64,
     invalidated_blocks: u64,
     congested: bool,
@@ -226,6 +233,7 @@ impl Vsp {
             assigned: None,
             reserved: Vec::new(),
             pf: BTreeMap::new(),
+            pf_outstanding: BTreeSet::new(),
             next_pf_request: 0,
             invalidated_blocks: 0,
             congested: false,
@@ -242,6 +250,12 @@ impl Vsp {
     pub fn channel_opened(&mut self) {
         self.bus = BusState::Negotiating;
         self.congested = false;
+    }
+
+    /// Whether another packet may be read. Not while the PF driver has more to do than a guest may ask of it: what
+    /// the guest sends waits in its own ring then.
+    pub fn accepts_packets(&self) -> bool {
+        self.pf_outstanding.len() < self.config.max_pf_requests.saturating_mul(2)
     }
 
     /// A packet came.

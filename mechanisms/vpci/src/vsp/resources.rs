@@ -282,11 +282,10 @@ impl Vsp {
 
     /// RELEASE_RESOURCES: the function is there, and has nothing.
     pub(super) fn release_resources(&mut self, effects: &mut Vec<Effect>) {
-        let had_any = self.mapped.iter().any(Option::is_some) || self.interrupts.len() != 0;
         self.forget_settings();
         self.update_bars(effects);
         self.update_routes(effects);
-        if had_any {
+        if let BusState::D0 { .. } = self.bus {
             // Bus Master Enable is the one bit of Command that is the VF's own.
             let data = vec![0, 0];
             self.tell_pf(PfRequest::WriteConfig { offset: header_offset::COMMAND, data }, effects);
