@@ -1,12 +1,12 @@
 //! A core and its ring: packets become values, values become packets.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use pcivirt_protocol::NtStatus;
 use vmbus::{Channel, ChannelDead, OutgoingPacket, PacketKind, SendError};
 use vpci_protocol::{MAX_MESSAGE_SIZE, reply};
 
-use crate::{Incoming, Outgoing};
+use crate::{Effect, Incoming, Outgoing, Vsp};
 
 /// What ends a channel.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -140,6 +140,27 @@ impl VpciChannel {
             }
         };
         Ok(Some(handle(incoming)))
+    }
+
+    /// Gives the next packet to a VSP, if it accepts one, and tells it whether the ring is full. `None` if there is
+    /// nothing to be done.
+    ///
+    /// # Errors
+    /// [`ChannelError`]: the channel is to be closed, and [`Vsp::channel_closed`] called.
+    pub fn serve(
+        &mut self,
+        vsp: &mut Vsp,
+        now: Duration,
+    ) -> Result<Option<Vec<Effect>>, ChannelError> {
+        self.write_waiting()?;
+        let effects = vsp.set_congested(self.is_congested());
+        if !effects.is_empty() {
+            return Ok(Some(effects));
+        }
+        if !vsp.accepts_packets() {
+            return Ok(None);
+        }
+        self.receive(|packet| vsp.receive(packet, now))
     }
 
     /// Publishes what was written and read, and signals the other side if it needs to know.

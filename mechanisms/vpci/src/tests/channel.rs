@@ -20,9 +20,7 @@ fn settle(world: &mut World, host: &mut VpciChannel, guest: &mut VpciChannel) {
         }
         guest.flush().unwrap();
         let now = world.host.now;
-        while let Some(effects) =
-            host.receive(|packet| world.host.vsp.receive(packet, now)).unwrap()
-        {
+        while let Some(effects) = host.serve(&mut world.host.vsp, now).unwrap() {
             world.host.carry_out(effects);
             for packet in world.host.sent.drain(..) {
                 host.send(packet).unwrap();
@@ -101,9 +99,7 @@ fn a_guest_that_reads_no_answers_gets_no_more_of_them_and_loses_none() {
         guest.send(packet).unwrap();
         guest.flush().unwrap();
         asked = transaction;
-        while let Some(effects) =
-            host.receive(|packet| world.host.vsp.receive(packet, world.host.now)).unwrap()
-        {
+        while let Some(effects) = host.serve(&mut world.host.vsp, world.host.now).unwrap() {
             for effect in effects {
                 let crate::Effect::Send(packet) = effect else { panic!("{effect:?}") };
                 host.send(packet).unwrap();
@@ -127,9 +123,7 @@ fn a_guest_that_reads_no_answers_gets_no_more_of_them_and_loses_none() {
             assert_eq!(transaction, answered, "in order");
         }
         guest.flush().unwrap();
-        while let Some(effects) =
-            host.receive(|packet| world.host.vsp.receive(packet, world.host.now)).unwrap()
-        {
+        while let Some(effects) = host.serve(&mut world.host.vsp, world.host.now).unwrap() {
             for effect in effects {
                 let crate::Effect::Send(packet) = effect else { panic!("{effect:?}") };
                 host.send(packet).unwrap();

@@ -1,6 +1,7 @@
 //! Stories and properties of both cores.
 
 mod channel;
+mod function;
 mod hostile;
 mod properties;
 mod removal;
