@@ -22,7 +22,8 @@ struct World {
     to_client: VecDeque<MessageBytes>,
     /// What devices were asked and have not done.
     owed: VecDeque<Effect>,
-    offers: Vec<OfferHandle>,
+    /// Handle, instance and subchannel index.
+    offers: Vec<(OfferHandle, u32, u16)>,
     /// What devices are using.
     in_use: BTreeMap<OfferHandle, BTreeSet<GpadlId>>,
     open: BTreeSet<OfferHandle>,
@@ -32,6 +33,7 @@ struct World {
     ring: BTreeMap<ChannelId, GpadlId>,
     opened: BTreeSet<ChannelId>,
     rescinds: usize,
+    subchannels: usize,
     connected: usize,
     next_instance: u32,
 }
@@ -52,6 +54,7 @@ impl World {
             ring: BTreeMap::new(),
             opened: BTreeSet::new(),
             rescinds: 0,
+            subchannels: 0,
             connected: 0,
             next_instance: 0,
         }
@@ -72,6 +75,7 @@ impl World {
                     assert!(self.in_use.entry(*offer).or_default().insert(*gpadl));
                 }
                 Effect::Open { offer, .. } => assert!(self.open.insert(*offer)),
+                Effect::Withdrawn { offer } => self.offers.retain(|(of, _, _)| of != offer),
                 _ => {}
             }
             self.owed.push_back(effect);
@@ -127,8 +131,9 @@ impl World {
                     let _ = self.client.modify(channel, VpIndex(1));
                 }
             }
-            235..=244 => self.host_offers(),
-            245..=249 => self.host_revokes(choice),
+            235..=238 => self.host_offers(),
+            239..=247 => self.host_offers_subchannel(choice),
+            248..=249 => self.host_revokes(choice),
             250..=252 => drop(self.client.connect()),
             253 => drop(self.client.unload()),
             _ => {}
@@ -236,14 +241,26 @@ impl World {
     }
 
     fn host_offers(&mut self) {
-        if self.offers.len() < 4 {
+        if self.offers.len() < 6 {
             self.next_instance += 1;
             // Few instances, so that some come back before the guest has released them.
-            let instance_id = Guid::new(self.next_instance % 5, 0, 0, [0; 8]);
-            let params = OfferParams::new(INTERFACE_NETWORK, instance_id);
-            if let Ok(offer) = self.server.offer(params) {
-                self.offers.push(offer);
-            }
+            self.offer(self.next_instance % 5, 0);
+        }
+    }
+
+    fn host_offers_subchannel(&mut self, choice: usize) {
+        if let Some((_, instance, _)) = self.offers.get(choice % self.offers.len().max(1)) {
+            self.offer(*instance, 1 + (choice % 3) as u16);
+        }
+    }
+
+    fn offer(&mut self, instance: u32, subchannel_index: u16) {
+        let instance_id = Guid::new(instance, 0, 0, [0; 8]);
+        let params =
+            OfferParams { subchannel_index, ..OfferParams::new(INTERFACE_NETWORK, instance_id) };
+        if let Ok(offer) = self.server.offer(params) {
+            self.subchannels += usize::from(subchannel_index > 0);
+            self.offers.push((offer, instance, subchannel_index));
         }
     }
 
@@ -251,16 +268,22 @@ impl World {
         if self.offers.is_empty() {
             return;
         }
-        let offer = self.offers.swap_remove(choice % self.offers.len());
-        // The device lets go first, and answers nothing more.
-        self.in_use.remove(&offer);
-        self.open.remove(&offer);
+        let (offer, instance, index) = self.offers.swap_remove(choice % self.offers.len());
+        let mut gone = vec![offer];
+        if index == 0 {
+            let (with_it, rest) = self.offers.drain(..).partition(|(_, of, _)| *of == instance);
+            self.offers = rest;
+            gone.extend(Vec::into_iter(with_it).map(|(handle, _, _)| handle));
+        }
+        // The devices let go first, and answer nothing more.
+        self.in_use.retain(|of, _| !gone.contains(of));
+        self.open.retain(|of| !gone.contains(of));
         self.owed.retain(|effect| match effect {
             Effect::GpadlCreated { offer: of, .. }
             | Effect::GpadlTeardown { offer: of, .. }
             | Effect::Open { offer: of, .. }
             | Effect::Close { offer: of }
-            | Effect::Modify { offer: of, .. } => *of != offer,
+            | Effect::Modify { offer: of, .. } => !gone.contains(of),
             _ => true,
         });
         self.server.revoke(offer).unwrap();
@@ -298,8 +321,8 @@ impl Seed {
     }
 }
 
-/// One run; how many times the guest connected, and how many channels were rescinded.
-fn run(seed: u64, steps: usize) -> (usize, usize) {
+/// One run; how many times the guest connected, and how many channels were rescinded and subchannels offered.
+fn run(seed: u64, steps: usize) -> [usize; 3] {
     let mut random = Seed(seed);
     let version = |n: u64| Version::ALL[n as usize % Version::ALL.len()];
     let mut world = World::new(version(random.next()), version(random.next()));
@@ -316,18 +339,19 @@ fn run(seed: u64, steps: usize) -> (usize, usize) {
     assert!(world.open.is_empty() && world.in_use.values().all(BTreeSet::is_empty));
     assert_eq!(world.client.connection(), None);
     assert_eq!(world.client.offers().count(), 0);
-    (world.connected, world.rescinds)
+    [world.connected, world.rescinds, world.subchannels]
 }
 
 #[test]
 fn recorded_seeds_end_clean() {
-    let mut totals = (0, 0);
+    let mut totals = [0; 3];
     for seed in 0..2000 {
-        let (connected, rescinds) = run(seed, 300);
-        totals = (totals.0 + connected, totals.1 + rescinds);
+        for (total, one) in totals.iter_mut().zip(run(seed, 300)) {
+            *total += one;
+        }
     }
     // The runs are of some use.
-    assert!(totals.0 > 2000 && totals.1 > 2000, "{totals:?}");
+    assert!(totals.iter().all(|total| *total > 500), "{totals:?}");
 }
 
 proptest! {
