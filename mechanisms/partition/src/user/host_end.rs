@@ -205,6 +205,13 @@ impl UserPartition {
         EventFd::new().map_err(PartitionError::io("an eventfd"))
     }
 
+    /// What signals the guest, and what the guest gets of it.
+    fn new_interrupt() -> Result<(EventFd, EventFd), PartitionError> {
+        let event = Self::new_event()?;
+        let end = event.receiving_end().map_err(PartitionError::io("an epoll instance"))?;
+        Ok((event, end))
+    }
+
     /// Takes one message of the guest and answers it if it is an MMIO access.
     fn take(&self) -> Option<Result<PartitionEvent, ()>> {
         let parsed = match self.socket.receive() {
@@ -357,8 +364,8 @@ impl Partition for UserPartition {
         if flag == 0 || u32::from(flag) >= MAX_CHANNELS || state.flags.contains_key(&flag) {
             return Err(PartitionError::EventFlag(flag));
         }
-        let event = Self::new_event()?;
-        self.send(&mut state, &FromHost::EventFlag { flag, vp: vp.0 }, Some(event.as_fd()))?;
+        let (event, end) = Self::new_interrupt()?;
+        self.send(&mut state, &FromHost::EventFlag { flag, vp: vp.0 }, Some(end.as_fd()))?;
         state.flags.insert(flag, event.clone());
         Ok(event)
     }
@@ -429,10 +436,10 @@ impl Partition for UserPartition {
         let address = MSI_ADDRESS | u64::from(vp & 0xFF) << 12;
         let mut events = Vec::new();
         for index in 0..blocks {
-            let event = Self::new_event()?;
+            let (event, end) = Self::new_interrupt()?;
             let (data, vector) = (data + index, vector.wrapping_add(index));
             let message = FromHost::Msi { address, data, vector, vp };
-            self.send(&mut state, &message, Some(event.as_fd()))?;
+            self.send(&mut state, &message, Some(end.as_fd()))?;
             events.push(event);
         }
         state.msis.insert((data, address), blocks);

@@ -2,7 +2,8 @@
 //! host (SOCK_SEQPACKET), and descriptors that the host passes over it.
 //!
 //! Guest memory is a memory file of the host's making that can neither shrink nor grow. Signals in both directions
-//! and interrupts are eventfds, so that neither end is needed for the other to be woken. MMIO that is intercepted
+//! and interrupts are eventfds, so that neither end is needed for the other to be woken; of those that signal the
+//! guest it gets the receiving end only, so that nobody who signals it can be made to wait. MMIO that is intercepted
 //! is asked for in messages; MMIO that is mapped is a descriptor.
 //!
 //! | from the host | carries |
