@@ -275,9 +275,8 @@ impl VirtualSwitch {
     /// Whether a thread that serves the switch may sleep: every port was asked to tell of new frames, and none
     /// has any.
     pub fn prepare_to_wait(&mut self) -> bool {
-        // Each is asked, so that each tells.
-        let ports = self.ports.iter_mut().chain([&mut self.uplink]).flatten();
-        ports.fold(true, |wait, connected| connected.port.prepare_to_wait() && wait)
+        let mut ports = self.ports.iter_mut().chain([&mut self.uplink]).flatten();
+        ports.all(|connected| connected.port.prepare_to_wait())
     }
 
     /// Adds what a thread that sleeps is to wait on.
