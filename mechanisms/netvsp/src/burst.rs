@@ -169,6 +169,14 @@ impl<'m, M> Burst<'m, M> {
         self.frames.try_push(Entry { head, first, pieces: count, length, metadata }).is_ok()
     }
 
+    /// Empties it.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.frames.clear();
+        self.pieces.clear();
+        self.done.clear();
+    }
+
     /// Number of frames, to come back to with [`Self::truncate`].
     #[inline]
     pub(crate) fn mark(&self) -> usize {

@@ -125,7 +125,25 @@ impl SendRndisPacket {
         Self::from_words(word(4), word(8), word(12))
     }
 
-    #[inline]
+    /// From the message's first 16 bytes as two words in memory order, least byte first; as [`Self::parse`].
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    #[inline(always)]
+    pub fn from_qwords([first, second]: [u64; 2]) -> Result<Self, ParseError> {
+        let halves = |word: u64| {
+            let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
+            [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
+        };
+        let [kind, channel_type] = halves(first);
+        let [index, size] = halves(second);
+        if kind != MessageType::SEND_RNDIS_PACKET.0 {
+            return Err(ParseError::MessageType(kind));
+        }
+        Self::from_words(channel_type, index, size)
+    }
+
+    #[inline(always)]
     fn from_words(channel_type: u32, index: u32, size: u32) -> Result<Self, ParseError> {
         let channel_type = match channel_type {
             0 => ChannelType::Data,

@@ -240,7 +240,8 @@ impl NetVsc {
         if frames > 0 {
             take(&burst);
         }
-        open.queue.complete(sender, burst)?;
+        open.queue.complete(sender, &mut burst)?;
+        drop(burst);
         match stop {
             Stop::Empty | Stop::Blocked => Ok((frames, false)),
             Stop::Full => Ok((frames, true)),

@@ -531,17 +531,18 @@ impl VscQueue {
         count.is_some()
     }
 
-    /// Completes the packets of a burst, whose frames have been copied. The caller flushes the channel.
+    /// Completes the packets of a burst, whose frames have been copied, and empties it. The caller flushes the channel.
     ///
     /// # Errors
     /// The server broke the ring.
     pub fn complete(
         &mut self,
         ring: &mut RingSender,
-        burst: ReceiveBurst<'_>,
+        burst: &mut ReceiveBurst<'_>,
     ) -> Result<(), ProtocolError> {
         self.statistics.received += burst.len() as u64;
         self.pending.extend(&burst.done);
+        burst.clear();
         self.drain(ring).map(|_| ())
     }
 

@@ -198,7 +198,8 @@ impl NetVsp {
         if !burst.is_empty() {
             forward(&burst);
         }
-        open.queue.complete(sender, burst)?;
+        open.queue.complete(sender, &mut burst)?;
+        drop(burst);
         match stop {
             Stop::Empty | Stop::Blocked => Ok(false),
             Stop::Full => {

@@ -165,18 +165,19 @@ impl VspQueue {
                     return Ok(Stop::Full);
                 }
             }
-            let Some(packet) = ring.receive()? else {
+            let received = ring.receive()?;
+            let Some(packet) = &received else {
                 self.parse_waiting(&mut waiting, burst);
                 return Ok(Stop::Empty);
             };
-            if let Some(section) = self.plain(&packet, memory) {
+            if let Some(section) = self.plain(packet, memory) {
                 section.0.prefetch_read();
                 section.0.split(64).1.prefetch_read();
                 let _ = waiting.try_push(section);
                 continue;
             }
             self.parse_waiting(&mut waiting, burst);
-            if let Some(incoming) = self.other(&packet, memory, burst)? {
+            if let Some(incoming) = self.other(packet, memory, burst)? {
                 return Ok(Stop::Control(incoming));
             }
         }
@@ -185,11 +186,10 @@ impl VspQueue {
     /// The section of a packet whose RNDIS messages are frames in one section of the send buffer, if it is one.
     #[inline(always)]
     fn plain<'m>(&self, packet: &Packet<'_>, memory: &'m QueueMemory) -> Option<Waiting<'m>> {
-        if !matches!(packet.kind, PacketKind::InBand) || self.state.phase != QueuePhase::Running {
+        if self.state.phase != QueuePhase::Running || !matches!(packet.kind, PacketKind::InBand) {
             return None;
         }
-        let message = message_head(packet)?;
-        let message = SendRndisPacket::parse(&message).ok()?;
+        let message = SendRndisPacket::from_qwords(message_head(packet)?).ok()?;
         let (ChannelType::Data, Some((index, size))) = (message.channel_type, message.section)
         else {
             return None;
@@ -335,7 +335,7 @@ impl VspQueue {
             needed: SendRndisPacket::SIZE,
             got: packet.payload.len(),
         }))?;
-        let message = match SendRndisPacket::parse(&message) {
+        let message = match SendRndisPacket::from_qwords(message) {
             Ok(message) => message,
             Err(ParseError::MessageType(_)) if ranges.is_none() => {
                 if self.index != 0 {
@@ -447,7 +447,7 @@ impl VspQueue {
     pub fn complete(
         &mut self,
         ring: &mut RingSender,
-        burst: TransmitBurst<'_>,
+        burst: &mut TransmitBurst<'_>,
     ) -> Result<(), ProtocolError> {
         self.statistics.transmitted += burst.len() as u64;
         for frame in burst.frames() {
@@ -458,6 +458,7 @@ impl VspQueue {
                 self.pending.push_back((transaction, status));
             }
         }
+        burst.clear();
         Ok(())
     }
 
@@ -673,13 +674,10 @@ const fn wrong_length(length: u32) -> ParseError {
 
 /// The first 16 bytes of a packet's payload. All messages that matter are padded to more.
 #[inline(always)]
-fn message_head(packet: &Packet<'_>) -> Option<[u8; SendRndisPacket::SIZE]> {
-    let mut head = [0; SendRndisPacket::SIZE];
-    let (low, high) = head.split_at_mut(8);
-    low.copy_from_slice(&packet.payload.load_bytes8(0)?.to_le_bytes());
+fn message_head(packet: &Packet<'_>) -> Option<[u64; 2]> {
+    let first = packet.payload.load_bytes8(0)?;
     // Eight bytes are a whole message where it is short, such as REVOKE_SEND_BUFFER.
-    high.copy_from_slice(&packet.payload.load_bytes8(8).unwrap_or(0).to_le_bytes());
-    Some(head)
+    Some([first, packet.payload.load_bytes8(8).unwrap_or(0)])
 }
 
 /// The used part of a send-buffer section, as far as it lies in one piece.

@@ -467,3 +467,28 @@ fn a_guest_that_reads_nothing_makes_nothing_grow() {
     assert_eq!(hostile.dead(), None);
     assert!(hostile.completed.len() > 50);
 }
+
+#[test]
+fn a_subchannel_takes_frames_and_nothing_else() {
+    let control = SendRndisPacket { channel_type: ChannelType::Control, section: None }.emit();
+    let init = ClientMessage::Init { version: 2 }.emit(NvspVersion::V61);
+    for payload in [&control[..], &init] {
+        let mut hostile = Hostile::up();
+        hostile.say(9, ClientMessage::Subchannel { operation: 1, count: 1 });
+        assert!(!hostile.server.open(2, channel_in(&mut hostile.memory, 9).unwrap().host));
+        let mut pair = channel_in(&mut hostile.memory, 9).unwrap();
+        assert!(hostile.server.open(1, pair.host));
+        hostile.send.write(0, &good()).unwrap();
+        let section = Some((0, good().len() as u32));
+        let frame = SendRndisPacket { channel_type: ChannelType::Data, section }.emit();
+        let out = OutgoingPacket::InBand { transaction_id: 1, completion_requested: true };
+        pair.guest.send(out, &frame).unwrap();
+        pair.guest.flush().unwrap();
+        assert_eq!(hostile.server.poll(1, Instant::now(), |_| ()).frames, 1);
+        pair.guest.send(out, payload).unwrap();
+        pair.guest.flush().unwrap();
+        hostile.server.poll(1, Instant::now(), |_| ());
+        hostile.run();
+        assert!(matches!(hostile.dead(), Some(ProtocolError::OnSubchannel { .. })));
+    }
+}

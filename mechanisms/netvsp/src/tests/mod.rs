@@ -4,6 +4,7 @@ mod frames;
 mod garbage;
 mod hostile_guest;
 mod start;
+mod threads;
 mod vf_moves;
 
 use std::{

@@ -135,6 +135,9 @@ proptest! {
         prop_assert_eq!(
             quick.map(ClientMessage::SendRndisPacket), ClientMessage::parse(&message)
         );
+        let (low, high) = message.split_at(8);
+        let words = [low, high].map(|half| u64::from_le_bytes(half.try_into().unwrap()));
+        prop_assert_eq!(SendRndisPacket::from_qwords(words), quick);
         if let Ok(packet) = quick
             && packet.section.is_some()
         {
