@@ -10,8 +10,8 @@ use super::{
 };
 use crate::call::MAX_MITIGATED_RANGES;
 use crate::{
-    CallError, Effect, Event, GuestProgress, NetVspReport, NicCall, NicReply, Reason, Time, VlanSetting,
-    VpciCommand, VpciReport,
+    CallError, Effect, Event, GuestProgress, NetVspReport, NicCall, NicReply, Reason, Time,
+    VlanSetting, VpciCommand, VpciReport,
 };
 
 impl NetworkAdapter {

@@ -297,10 +297,14 @@ impl NetworkAdapter {
 
     /// The deadline of what the state waits for.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        if self.request.is_some() { None } else { {
-            let mut deadlines = self.deadlines;
-            *deadlines.of(self.state)
-        } }
+        if self.request.is_some() {
+            None
+        } else {
+            {
+                let mut deadlines = self.deadlines;
+                *deadlines.of(self.state)
+            }
+        }
     }
 
     /// When the adapter wants to be looked at again, if nothing happens before.

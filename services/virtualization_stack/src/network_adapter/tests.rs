@@ -22,7 +22,8 @@ fn list<T: std::fmt::Debug>(items: &[T]) -> String {
 
 /// The documented table, as the code has it.
 fn table() -> String {
-    let mut out = String::from("| from | on | when | to | does |\n| --- | --- | --- | --- | --- |\n");
+    let mut out =
+        String::from("| from | on | when | to | does |\n| --- | --- | --- | --- | --- |\n");
     for Row { from, on, when, to, does } in TRANSITIONS {
         let to = if to == from { "(same)".to_owned() } else { to.to_string() };
         let on = sentence(&format!("{on:?}"));
@@ -36,7 +37,9 @@ fn the_documented_table_is_the_code() {
     let documented = include_str!("transitions.md");
     if documented != table() {
         println!("{}", table());
-        panic!("src/network_adapter/transitions.md differs from the code; the table above is the right one");
+        panic!(
+            "src/network_adapter/transitions.md differs from the code; the table above is the right one"
+        );
     }
 }
 

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 /// The documented table, as the code has it.
 fn table() -> String {
-    let mut out = String::from("| from | on | when | to | does |\n| --- | --- | --- | --- | --- |\n");
+    let mut out =
+        String::from("| from | on | when | to | does |\n| --- | --- | --- | --- | --- |\n");
     for Row { from, on, when, to, does } in TRANSITIONS {
         let from = from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let when = when.iter().map(|w| format!("{w:?}")).collect::<Vec<_>>().join(", ");

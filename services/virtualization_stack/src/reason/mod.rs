@@ -256,7 +256,7 @@ pub enum Reason {
         /// VF id.
         vf: u16,
     },
-    /// The VF is given back, to be had anew as it is configured now.
+    /// VF and filters are given back, to be had anew as the adapter is configured now.
     Reconfiguring,
     /// The adapter is being removed.
     BeingRemoved,
@@ -331,7 +331,9 @@ impl fmt::Display for Reason {
             Self::GuestLeftVf => {
                 f.write_str("the guest holds a VF and has itself moved its traffic off it")
             }
-            Self::OfferFailed => f.write_str("the VM's host side could not offer the VF to the guest"),
+            Self::OfferFailed => {
+                f.write_str("the VM's host side could not offer the VF to the guest")
+            }
             Self::PartitionNotResponding { waited_ms } => {
                 write!(f, "the VM's host side did not offer the VF within {waited_ms} ms")
             }
@@ -380,7 +382,7 @@ impl fmt::Display for Reason {
             Self::PfRemoved { nic } => write!(f, "{nic} is not there"),
             Self::VfHardwareError { nic, vf } => write!(f, "VF {vf} of {nic} failed"),
             Self::Reconfiguring => {
-                f.write_str("the VF is given back to be had anew as it is configured now")
+                f.write_str("VF and filters are given back, to be had anew as it is configured now")
             }
             Self::BeingRemoved => f.write_str("the adapter is being removed"),
             Self::InProgress { state } => write!(f, "the VF is on its way ({state})"),

@@ -8,8 +8,8 @@ use crate::config::MAX_TRUNK_VLANS;
 use crate::network_adapter::{NetVsc, NetworkAdapter, PairsLeft, Want};
 use crate::nic::Nic;
 use crate::{
-    AdapterId, AdapterKind, AllocatingStep, DataPath, GuestGap, GuestProgress, NicId, NicState, Reason, State, SwitchKind,
-    VlanSetting, VmState,
+    AdapterId, AdapterKind, AllocatingStep, DataPath, GuestGap, GuestProgress, NicId, NicState,
+    Reason, State, SwitchKind, VlanSetting, VmState,
 };
 
 impl Stack {
@@ -91,7 +91,9 @@ impl Stack {
     fn switch_reasons(&self, adapter: &NetworkAdapter, reasons: &mut Vec<Reason>) {
         let has_vf = adapter.state.has_vf();
         let desired = self.desired_nic(adapter);
-        if adapter.vf.is_some() && adapter.home != desired {
+        // As long as the NIC of the former switch has a VF or a filter of it, it gets none from another.
+        let elsewhere = adapter.home.is_some() && adapter.home != desired;
+        if elsewhere && (adapter.vf.is_some() || desired.is_some()) {
             reasons.push(Reason::Reconfiguring);
         }
         let connected = adapter.config.switch;

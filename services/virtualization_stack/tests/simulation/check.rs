@@ -58,7 +58,12 @@ impl World {
     }
 
     /// The NIC has exactly the filters, each on the VPort that `right` says.
-    fn filters_at(&self, nic: NicId, wanted: &BTreeSet<(u8, Option<u16>)>, right: impl Fn(u32) -> bool) -> bool {
+    fn filters_at(
+        &self,
+        nic: NicId,
+        wanted: &BTreeSet<(u8, Option<u16>)>,
+        right: impl Fn(u32) -> bool,
+    ) -> bool {
         let nic = &self.nics[&nic];
         wanted.iter().all(|wanted| {
             let mut at = nic.filters.values().filter(|(matches, _)| key(matches) == *wanted);
@@ -100,7 +105,8 @@ impl World {
                     return;
                 }
                 let holder = self.adapters.iter().find(|(id, _)| {
-                    self.status_of(**id).is_some_and(|(its, _, at)| its == *nic && at == Some(vport.get()))
+                    self.status_of(**id)
+                        .is_some_and(|(its, _, at)| its == *nic && at == Some(vport.get()))
                 });
                 let Some((id, model)) = holder else { return };
                 let given_up = model.removal_given_up;
@@ -109,7 +115,9 @@ impl World {
                     self.fail(format!("{id}: the VPort goes while the guest has the device"));
                 }
             }
-            Effect::Vpci { adapter, serial, command } => self.check_vpci(*adapter, *serial, command),
+            Effect::Vpci { adapter, serial, command } => {
+                self.check_vpci(*adapter, *serial, command)
+            }
             Effect::NetVsp { adapter, command: NetVspCommand::CompleteSwitch { active } } => {
                 let Some((nic, _, Some(vport))) = self.status_of(*adapter) else { return };
                 let model = &self.adapters[adapter];
@@ -149,11 +157,14 @@ impl World {
                     .collect();
                 let at = self.set_filters(offer.nic, model);
                 if at.is_empty() || at.iter().any(|at| !vports.contains(at)) {
-                    self.fail(format!("{id}: a VF is offered with filters on VPorts {at:?}, not {vports:?}"));
+                    self.fail(format!(
+                        "{id}: a VF is offered with filters on VPorts {at:?}, not {vports:?}"
+                    ));
                 }
-                let told = self.adapters[&id].to_netvsp.iter().any(
-                    |told| *told == NetVspCommand::VfAvailable { serial },
-                );
+                let told = self.adapters[&id]
+                    .to_netvsp
+                    .iter()
+                    .any(|told| *told == NetVspCommand::VfAvailable { serial });
                 let listens = self.adapters[&id].netvsc_up;
                 // A guest that went meanwhile is told when it is back.
                 let lost = self.adapters[&id].from_netvsp.iter().any(|_| true);
@@ -291,7 +302,9 @@ impl World {
             if model.asked.is_some() && model.netvsc_up {
                 faults.push(format!("{id}: the guest waits for {:?}", model.asked));
             }
-            if model.netvsc_up && (status.state == ACTIVE) != (model.path == DataPath::Vf) {
+            let hung = self.vms[&model.config.vm].host_hung;
+            if model.netvsc_up && !hung && (status.state == ACTIVE) != (model.path == DataPath::Vf)
+            {
                 faults.push(format!("{id} is {} and its guest on {:?}", status.state, model.path));
             }
             if let Some(vf) = &status.virtual_function {
@@ -321,7 +334,8 @@ impl World {
             let vfs: BTreeSet<u16> =
                 nic.vfs.iter().filter(|(_, vf)| !vf.foreign).map(|(number, _)| *number).collect();
             if there != held || vfs != held.iter().map(|(vf, ..)| *vf).collect() {
-                faults.push(format!("{id} has VFs {vfs:?} and VPorts {there:?}, held are {held:?}"));
+                faults
+                    .push(format!("{id} has VFs {vfs:?} and VPorts {there:?}, held are {held:?}"));
             }
             if nic.polls.len() != vfs.len() {
                 faults.push(format!("{id}: range updates wait for {:?} of {vfs:?}", nic.polls));
@@ -337,7 +351,8 @@ impl World {
     fn filter_faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for (id, nic) in &self.nics {
-            let ready = self.stack.nic_status(*id).is_some_and(|status| status.state == NicState::Ready);
+            let ready =
+                self.stack.nic_status(*id).is_some_and(|status| status.state == NicState::Ready);
             if !ready || !nic.sriov {
                 continue;
             }
@@ -350,7 +365,14 @@ impl World {
                 let its = filters(model);
                 wanted.extend(its.iter().copied());
                 let reasons = self.stack.reasons(*adapter);
-                if reasons.iter().any(|r| matches!(r, Reason::OutOfMacFilters { .. } | Reason::NotUpToDate { .. } | Reason::NicRefused { .. })) {
+                if reasons.iter().any(|r| {
+                    matches!(
+                        r,
+                        Reason::OutOfMacFilters { .. }
+                            | Reason::NotUpToDate { .. }
+                            | Reason::NicRefused { .. }
+                    )
+                }) {
                     short = true;
                     continue;
                 }
@@ -362,10 +384,14 @@ impl World {
                     _ => at == 0,
                 };
                 if !self.filters_at(*id, &its, right) {
-                    faults.push(format!("{adapter} ({state}) wants {its:?}, {id} has {:?}", nic.filters));
+                    faults.push(format!(
+                        "{adapter} ({state}) wants {its:?}, {id} has {:?}",
+                        nic.filters
+                    ));
                 }
             }
-            let there: BTreeSet<_> = nic.filters.values().map(|(matches, _)| key(matches)).collect();
+            let there: BTreeSet<_> =
+                nic.filters.values().map(|(matches, _)| key(matches)).collect();
             if !short && there != wanted {
                 faults.push(format!("{id} has filters {there:?}, wanted are {wanted:?}"));
             }
@@ -453,7 +479,9 @@ impl World {
             }
             let nic = &self.nics[&nic.unwrap()];
             let excused = reasons.iter().any(|reason| match reason {
-                Reason::OverSubscribed { .. } => nic.vfs.len() as u32 == nic.capabilities.max_num_vfs,
+                Reason::OverSubscribed { .. } => {
+                    nic.vfs.len() as u32 == nic.capabilities.max_num_vfs
+                }
                 Reason::OutOfQueuePairs { .. } => {
                     let asymmetric = nic.capabilities.flags.contains(
                         NicSwitchCapabilityFlags::ASYMMETRIC_QUEUE_PAIRS_FOR_NONDEFAULT_VPORT,

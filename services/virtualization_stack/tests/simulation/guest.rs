@@ -60,6 +60,9 @@ pub(crate) struct AdapterModel {
     pub(crate) knows_sriov: bool,
     pub(crate) told: Option<VfSerial>,
     pub(crate) last_told: Option<VfSerial>,
+    refused: Option<VfSerial>,
+    /// It has asked without waiting for an answer.
+    pub(crate) hostile: bool,
     pub(crate) path: DataPath,
     pub(crate) asked: Option<DataPath>,
     pub(crate) device: Option<VfSerial>,
@@ -86,6 +89,8 @@ impl AdapterModel {
             knows_sriov: false,
             told: None,
             last_told: None,
+            refused: None,
+            hostile: false,
             path: DataPath::Synthetic,
             asked: None,
             device: None,
@@ -158,13 +163,18 @@ impl AdapterModel {
             }
             NetVspCommand::VfLost { serial } => {
                 if self.last_told != Some(serial) {
-                    self.violations.push(format!("{serial} is lost, told was {:?}", self.last_told));
+                    self.violations
+                        .push(format!("{serial} is lost, told was {:?}", self.last_told));
                 }
                 self.told = None;
             }
             NetVspCommand::CompleteSwitch { active } => {
-                if self.asked.is_none() {
+                if self.asked.is_none() && !self.hostile {
                     self.violations.push("a request was answered that nobody made".into());
+                }
+                if self.asked == Some(DataPath::Vf) && active != DataPath::Vf {
+                    // It does not ask for this one again.
+                    self.refused = self.told;
                 }
                 self.asked = None;
                 self.path = active;
@@ -222,7 +232,9 @@ impl AdapterModel {
             return false;
         }
         let netvsc = switch_runs && !self.netvsc_up && mood != Mood::NoNetVsc;
-        let opens = self.device.is_some() && !self.bus_opened && !self.ejected
+        let opens = self.device.is_some()
+            && !self.bus_opened
+            && !self.ejected
             && !matches!(mood, Mood::NoVpci);
         let starts = self.device.is_some()
             && self.bus_opened
@@ -239,6 +251,7 @@ impl AdapterModel {
             && !self.ejecting
             && self.told.is_some()
             && self.told == self.device
+            && self.told != self.refused
             && self.path == DataPath::Synthetic
             && self.asked.is_none()
     }

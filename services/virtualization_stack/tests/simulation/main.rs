@@ -7,7 +7,7 @@
 //! state and facts call for, and NICs hold what adapters hold and nothing else.
 //!
 //! A run that fails is made as short as it gets, and printed. `CLEARWAY_SIMULATION_SEED=n` runs one seed and prints it;
-//! `CLEARWAY_SIMULATION_RUNS=n` runs so many.
+//! `CLEARWAY_SIMULATION_RUNS=n` runs so many; `CLEARWAY_SIMULATION_SHRINK=0` leaves a failing run as long as it is.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
@@ -24,13 +24,16 @@ use world::{Kind, World};
 /// Runs of the test.
 const RUNS: u64 = 10_000;
 /// Steps of a run, before it is brought to rest.
-const STEPS: usize = 110;
+const STEPS: usize = 100;
 /// Seeds that found something once: run first, for good.
 const RECORDED: &str = include_str!("seeds.txt");
 
+/// A part of a run's end.
+type Part = fn(&mut World);
+
 fn run(seed: u64, steps: usize, without: &BTreeSet<Kind>, traced: bool) -> World {
     let mut world = World::new(seed, without.clone(), traced);
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         // Every other world is at its best before it begins.
         world.come_to_rest();
     }
@@ -40,7 +43,7 @@ fn run(seed: u64, steps: usize, without: &BTreeSet<Kind>, traced: bool) -> World
         }
         world.step();
     }
-    let in_the_end: [(&str, fn(&mut World)); 9] = [
+    let in_the_end: [(&str, Part); 9] = [
         ("comes to rest", World::come_to_rest),
         ("rests", World::check_rest),
         ("is healed", World::heal),
@@ -63,7 +66,8 @@ fn run(seed: u64, steps: usize, without: &BTreeSet<Kind>, traced: bool) -> World
 
 /// The shortest run of a failing seed, with the fewest kinds of things happening in it, that still fails.
 fn shrink(seed: u64) -> (usize, BTreeSet<Kind>) {
-    let fails = |steps, without: &BTreeSet<Kind>| run(seed, steps, without, false).failure.is_some();
+    let fails =
+        |steps, without: &BTreeSet<Kind>| run(seed, steps, without, false).failure.is_some();
     let mut without = BTreeSet::new();
     let mut steps = STEPS;
     loop {
@@ -84,6 +88,9 @@ fn shrink(seed: u64) -> (usize, BTreeSet<Kind>) {
 }
 
 fn report(seed: u64) -> String {
+    if setting("CLEARWAY_SIMULATION_SHRINK") == Some(0) {
+        return format!("seed {seed}");
+    }
     let (steps, without) = shrink(seed);
     let world = run(seed, steps, &without, true);
     let happens: Vec<_> = Kind::ALL.into_iter().filter(|kind| !without.contains(kind)).collect();
@@ -140,6 +147,7 @@ fn whatever_happens_the_stack_settles_where_desired_state_and_facts_call_for() {
         }
     });
     if let Some(seed) = failed.first() {
+        println!("seed {seed} fails: {:?}", run(*seed, STEPS, &BTreeSet::new(), false).failure);
         panic!("{}", report(*seed));
     }
     println!("{runs} runs: {counts:?}");
@@ -153,6 +161,9 @@ fn whatever_happens_the_stack_settles_where_desired_state_and_facts_call_for() {
         "stops allowed",
         "sweeps",
     ] {
-        assert!(counts.get(what).is_some_and(|count| *count > runs / 20), "too few {what}: {counts:?}");
+        assert!(
+            counts.get(what).is_some_and(|count| *count > runs / 50),
+            "too few {what}: {counts:?}"
+        );
     }
 }

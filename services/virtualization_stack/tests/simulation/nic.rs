@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use device_control_protocol::ClientId;
 use ndis_protocol::{
-    FilterId, FilterMatch, FunctionId, NdisStatus, NicSwitchCapabilities,
-    NicSwitchCapabilityFlags, NicSwitchInfo, ReceiveFilterCapabilities, RequestorId,
-    SriovCapabilities, VPortId, VPortInfo, VPortParameters, VPortState, VfId, VfInfo, VfOwner,
+    FilterId, FilterMatch, FunctionId, NdisStatus, NicSwitchCapabilities, NicSwitchCapabilityFlags,
+    NicSwitchInfo, ReceiveFilterCapabilities, RequestorId, SriovCapabilities, VPortId, VPortInfo,
+    VPortParameters, VPortState, VfId, VfInfo, VfOwner,
 };
 use pcivirt_protocol::{NtStatus, SriovMitigatedRangesOutput, VfIndex};
 use pf_driver::pnp::{Effect as PnpEffect, PnpEvent, PnpMachine, RequestKey};
@@ -292,10 +292,8 @@ impl NicModel {
     /// Handles the next request.
     pub(crate) fn handle(&mut self) {
         let Some((request, call)) = self.incoming.pop_front() else { return };
-        let key = RequestKey {
-            client: self.client(),
-            id: device_control_protocol::RequestId(request.0),
-        };
+        let key =
+            RequestKey { client: self.client(), id: device_control_protocol::RequestId(request.0) };
         let client = self.client();
         match &call {
             NicCall::Attach => {
@@ -397,12 +395,9 @@ impl NicModel {
                     })
                     .collect(),
             ),
-            NicCall::EnumVPorts => NicReply::VPorts(
-                self.vports
-                    .iter()
-                    .map(|(id, vport)| info(*id, vport))
-                    .collect(),
-            ),
+            NicCall::EnumVPorts => {
+                NicReply::VPorts(self.vports.iter().map(|(id, vport)| info(*id, vport)).collect())
+            }
             NicCall::EnumFilters(vport) => NicReply::Filters(
                 self.filters
                     .iter()
@@ -471,7 +466,9 @@ impl NicModel {
                 if at != 0 {
                     self.own_vport(at)?;
                 }
-                if let Some((id, (_, other))) = self.filters.iter().find(|(_, (m, _))| *m == matches) {
+                if let Some((id, (_, other))) =
+                    self.filters.iter().find(|(_, (m, _))| *m == matches)
+                {
                     self.violations.push(format!(
                         "{matches:?} is set on VPort {at} while filter {id} has it on VPort {other}"
                     ));

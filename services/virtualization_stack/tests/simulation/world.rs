@@ -159,7 +159,11 @@ impl World {
             world.add_vm(VmId(vm));
             let adapters = if random.once_in(20) { 8 } else { 1 + random.below(2) };
             for _ in 0..adapters {
-                world.add_adapter(AdapterId(adapter), VmId(vm), NicId(random.below(nics as usize) as u32));
+                world.add_adapter(
+                    AdapterId(adapter),
+                    VmId(vm),
+                    NicId(random.below(nics as usize) as u32),
+                );
                 adapter += 1;
             }
         }
@@ -223,7 +227,8 @@ impl World {
         self.note(|| format!("{seconds:>9.3} {input:?}"));
         *self.counts.entry("inputs").or_default() += 1;
         let (stack, now) = (&mut self.stack, self.now);
-        let stepped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| stack.step(input, now)));
+        let stepped =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| stack.step(input, now)));
         let effects = match stepped {
             Ok(Ok(effects)) => effects,
             Ok(Err(error)) => return self.fail(format!("refused: {error}")),
@@ -428,7 +433,8 @@ impl World {
             if !adapter.from_netvsp.is_empty() {
                 next.push(Next::FromNetVsp(*id));
             }
-            if !adapter.to_vpci.is_empty() && !(vm.host_hung && running) {
+            let host_acts = !vm.host_hung || !running;
+            if !adapter.to_vpci.is_empty() && host_acts {
                 next.push(Next::ToVpci(*id));
             }
             if !adapter.from_vpci.is_empty() {
@@ -585,7 +591,7 @@ impl World {
             }
             Kind::NicGoesOn if model.alive => {
                 let was = model.thread;
-                self.go_on(nic, random % 2 == 0);
+                self.go_on(nic, random.is_multiple_of(2));
                 self.note(|| format!("{nic} goes on from {was:?}"));
             }
             Kind::NicRemove if model.alive => {
@@ -606,17 +612,19 @@ impl World {
                     self.tell(Input::NicDisconnected(nic));
                 }
             }
-            Kind::NicHang => model.hung = model.alive && random % 8 == 0,
+            Kind::NicHang => model.hung = model.alive && random.is_multiple_of(8),
             Kind::NicRefuses => model.refuses = (random % 3) as u32,
-            Kind::NicSurprise => {
-                if model.alive && random % 2 == 0 {
-                    self.note(|| format!("{nic} is pulled out"));
-                    self.nics.get_mut(&nic).unwrap().pnp(PnpEvent::SurpriseRemoval);
-                }
+            Kind::NicSurprise if model.alive && random.is_multiple_of(2) => {
+                self.note(|| format!("{nic} is pulled out"));
+                self.nics.get_mut(&nic).unwrap().pnp(PnpEvent::SurpriseRemoval);
             }
             Kind::NicStart => self.start_nic(nic),
             Kind::Foreign => {
-                if random % 2 == 0 { model.take_foreign() } else { model.free_foreign() }
+                if random.is_multiple_of(2) {
+                    model.take_foreign()
+                } else {
+                    model.free_foreign()
+                }
             }
             Kind::Ranges => model.change_ranges((random % 4) as u16),
             Kind::VfError => self.tell(Input::VfError(nic, (random % 4) as u16)),
@@ -631,12 +639,13 @@ impl World {
             Kind::AddRemove => {
                 self.adapters.get_mut(&adapter).unwrap().exists = false;
                 self.tell(Input::AdapterRemoved(adapter));
-                if random % 2 == 0 {
+                if random.is_multiple_of(2) {
                     let vm = self.adapters[&adapter].config.vm;
                     // The one that goes may still count.
-                    let has = self.stack.adapter_ids().filter(|id| {
-                        self.adapters.get(id).is_some_and(|a| a.config.vm == vm)
-                    });
+                    let has = self
+                        .stack
+                        .adapter_ids()
+                        .filter(|id| self.adapters.get(id).is_some_and(|a| a.config.vm == vm));
                     if has.count() < 8 {
                         let id = AdapterId(self.adapters.keys().last().unwrap().0 + 1);
                         self.add_adapter(id, vm, nic);
@@ -644,7 +653,7 @@ impl World {
                 }
             }
             Kind::Retry => self.tell(Input::Retry(adapter)),
-            Kind::VpciFails => self.vpci_fails = random % 4 == 0,
+            Kind::VpciFails => self.vpci_fails = random.is_multiple_of(4),
             Kind::Capabilities => self.tell(Input::NicCapabilitiesChanged(nic)),
             Kind::Hostile => self.hostile(nic, adapter, random),
             _ => {}
@@ -660,6 +669,7 @@ impl World {
             0 => {
                 let model = self.adapters.get_mut(&adapter).unwrap();
                 if model.netvsc_up {
+                    model.hostile = true;
                     model.asked = Some(path);
                     model.from_netvsp.push_back(NetVspReport::AsksDataPath(path));
                 }
@@ -670,13 +680,23 @@ impl World {
                     self.tell(Input::Vpci(adapter, serial, VpciReport::EjectComplete));
                 }
             }
-            2 => self.tell(Input::Vpci(adapter, serial, VpciReport::OfferFailed(NtStatus::CANCELLED))),
+            2 => self.tell(Input::Vpci(
+                adapter,
+                serial,
+                VpciReport::OfferFailed(NtStatus::CANCELLED),
+            )),
             3 => self.tell(Input::NicCompleted(nic, RequestId(random >> 8 & 63), {
                 // Only of requests that are long done: others would be lies of the NIC, which is trusted.
-                if self.nics[&nic].connected { return }
+                if self.nics[&nic].connected {
+                    return;
+                }
                 Ok(NicReply::Done)
             })),
-            4 => self.tell(Input::NicCompleted(NicId(9), RequestId(1), Err(CallError::Nt(NtStatus::CANCELLED)))),
+            4 => self.tell(Input::NicCompleted(
+                NicId(9),
+                RequestId(1),
+                Err(CallError::Nt(NtStatus::CANCELLED)),
+            )),
             _ => self.tell(Input::Tick),
         }
     }
