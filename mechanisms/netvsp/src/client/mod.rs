@@ -1,5 +1,6 @@
 //! NetVSC: the guest's end.
 
+mod buffers;
 mod control;
 mod nic;
 mod queue;

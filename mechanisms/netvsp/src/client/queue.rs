@@ -2,30 +2,24 @@
 
 use std::collections::VecDeque;
 
-use arrayvec::ArrayVec;
 use netvsp_protocol::{
-    ParseError,
     nvsp::{
         ChannelType, MAX_TRANSFER_RANGES_RSC, NvspStatus, NvspVersion, ReceiveBufferSection,
         SendRndisPacket,
     },
-    packet::{MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout, PerPacketInfo, RndisPacket},
+    packet::{PacketLayout, PerPacketInfo},
 };
-use shared_memory::SharedSlice;
 use vmbus::{
     GuestBuffer, OutgoingGpaRange, OutgoingPacket, PacketKind, RingReceiver, RingSender, SendError,
 };
 use vmbus_protocol::TransferPageRange;
 
+use super::buffers::{copy_control, data_message, padded, put, take_frame};
 use crate::{
-    BURST_FRAMES, Incoming, ProtocolError, QueueMemory, ReceiveBurst, ReceiveMetadata,
-    TransmitMetadata,
-    incoming::{MAX_CONTROL_MESSAGE, copy_message},
-    slots::Slots,
+    BURST_FRAMES, Incoming, ProtocolError, QueueMemory, ReceiveBurst, TransmitMetadata,
+    incoming::copy_message, slots::Slots,
 };
 
-/// Bytes of a message's beginning that are copied out at once.
-const START: usize = PACKET_HEADER_SIZE + MAX_PPI_BYTES + 64;
 /// Packets in one message, unless the server takes fewer.
 const MAX_PACKETS: u32 = 8;
 /// Marks transactions of large sends.
@@ -562,95 +556,5 @@ impl VscQueue {
             }
         }
         Ok(true)
-    }
-}
-
-fn padded(packet: SendRndisPacket) -> [u8; 40] {
-    let mut message = [0; 40];
-    let (front, _) = message.split_at_mut(SendRndisPacket::SIZE);
-    front.copy_from_slice(&packet.emit());
-    message
-}
-
-fn data_message(section: Option<(u32, u32)>) -> [u8; 40] {
-    padded(SendRndisPacket { channel_type: ChannelType::Data, section })
-}
-
-/// Writes header and frame of a message at byte `at` of a buffer.
-#[inline]
-fn put(
-    buffer: &GuestBuffer,
-    at: usize,
-    layout: PacketLayout,
-    info: &PerPacketInfo,
-    frame: &[u8],
-) -> Option<()> {
-    let mut header = [0; PACKET_HEADER_SIZE + MAX_PPI_BYTES];
-    let written = layout.emit(info, &mut header)?;
-    buffer.write(at, header.get(..written)?)?;
-    buffer.write(at + layout.data_offset as usize, frame)
-}
-
-/// The message of a range: its first bytes in a local copy, and the buffer it lies in.
-fn take_frame<'m>(
-    memory: &'m QueueMemory,
-    range: TransferPageRange,
-    burst: &mut ReceiveBurst<'m>,
-) -> Result<(), ParseError> {
-    let wrong = ParseError::Range {
-        message: "transfer page",
-        field: "range",
-        offset: range.byte_offset,
-        length: range.byte_count,
-        available: 0,
-    };
-    let receive = memory.receive.as_ref().ok_or(wrong)?;
-    let (offset, length) = (range.byte_offset as usize, range.byte_count as usize);
-    let mut start = [0; START];
-    let copied = length.min(START);
-    let start = start.get_mut(..copied).unwrap_or_default();
-    receive.buffer.read(offset, start).ok_or(wrong)?;
-    let packet = RndisPacket::parse(start, range.byte_count)?;
-    let data = packet.data.end - packet.data.start;
-    if data < 14 {
-        return Err(wrong);
-    }
-    let at = offset + packet.data.start as usize;
-    let mut head = [0; 16];
-    let head_length = (data as usize).min(16);
-    receive.buffer.read(at, head.get_mut(..head_length).unwrap_or_default()).ok_or(wrong)?;
-    let [a, b] = [head.first_chunk::<8>(), head.last_chunk::<8>()]
-        .map(|half| half.map_or(0, |half| u64::from_le_bytes(*half)));
-    let metadata = ReceiveMetadata::from_wire(&packet.info);
-    let slices: ArrayVec<SharedSlice<'m>, 8> =
-        receive.buffer.slices(at, data as usize).ok_or(wrong)?.take(8).collect();
-    if slices.iter().map(SharedSlice::len).sum::<usize>() != data as usize
-        || !burst.push_pieces([a, b], slices.into_iter(), metadata)
-    {
-        return Err(wrong);
-    }
-    Ok(())
-}
-
-fn copy_control(
-    memory: &QueueMemory,
-    section: ReceiveBufferSection,
-    range: TransferPageRange,
-) -> Result<Vec<u8>, ParseError> {
-    let length = range.byte_count.min(section.sub_allocation_size).min(MAX_CONTROL_MESSAGE);
-    let mut bytes = vec![0; length as usize];
-    let read = memory
-        .receive
-        .as_ref()
-        .and_then(|receive| receive.buffer.read(range.byte_offset as usize, &mut bytes));
-    match read {
-        Some(()) => Ok(bytes),
-        None => Err(ParseError::Range {
-            message: "transfer page",
-            field: "range",
-            offset: range.byte_offset,
-            length,
-            available: 0,
-        }),
     }
 }

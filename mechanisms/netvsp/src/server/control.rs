@@ -5,10 +5,9 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use netvsp_protocol::{
     NdisStatus,
     nvsp::{
-        ClientMessage, DataPath, MAX_CHANNELS, MAX_MTU, MIN_MTU, MessageBytes, NvspCapabilities,
-        NvspStatus, NvspVersion, ReceiveBufferSection, SEND_BUFFER_SECTION_SIZE,
-        SEND_TABLE_ENTRIES, SWITCH_DATA_PATH_TRANSACTION_ID, ServerMessage,
-        VF_ASSOCIATION_TRANSACTION_ID,
+        ClientMessage, MAX_CHANNELS, MAX_MTU, MIN_MTU, MessageBytes, NvspCapabilities, NvspStatus,
+        NvspVersion, ReceiveBufferSection, SEND_BUFFER_SECTION_SIZE, SEND_TABLE_ENTRIES,
+        ServerMessage,
     },
     offload::OffloadCapabilities,
     oid::PacketFilter,
@@ -18,12 +17,12 @@ use vmbus::GuestBuffer;
 
 use super::{
     BufferKind, NicConfig, QueuePhase, QueueState, Upcall,
-    vf::{Vf, VfEffect, VfState},
+    vf::{Vf, VfState},
 };
 use crate::{Incoming, Outgoing, ProtocolError, ReceiveBuffer, Steering};
 
 /// Messages to the guest that may wait before nothing more is read of it.
-const MAX_WAITING: usize = 32;
+pub(super) const MAX_WAITING: usize = 32;
 /// The fewest suballocations that a receive buffer must make for each channel.
 const MIN_SUB_ALLOCATIONS: u32 = 32;
 
@@ -86,7 +85,7 @@ pub(super) enum Rndis {
 /// What was agreed on with the guest; gone when the channel closes.
 #[derive(Debug)]
 pub(super) struct Session {
-    version: Option<NvspVersion>,
+    pub(super) version: Option<NvspVersion>,
     /// MTU and capabilities of SEND_NDIS_CONFIG.
     config: Option<(u32, NvspCapabilities)>,
     ndis_version: Option<(u32, u32)>,
@@ -126,8 +125,8 @@ impl Session {
 pub struct Control {
     pub(super) config: NicConfig,
     pub(super) session: Session,
-    vf: Vf,
-    outbox: VecDeque<Outgoing>,
+    pub(super) vf: Vf,
+    pub(super) outbox: VecDeque<Outgoing>,
     effects: Vec<Effect>,
 }
 
@@ -228,7 +227,7 @@ impl Control {
         });
     }
 
-    fn emit(&self, message: ServerMessage) -> MessageBytes {
+    pub(super) fn emit(&self, message: ServerMessage) -> MessageBytes {
         message.emit(self.session.version.unwrap_or(NvspVersion::V1))
     }
 
@@ -572,70 +571,5 @@ impl Control {
 
     pub(super) fn steer(&mut self, steering: Option<Steering>) {
         self.up(Upcall::Steering(steering.map(Arc::new)));
-    }
-
-    /// There is a VF with this serial number for the NIC. Its VPCI device is offered when the guest knows of it.
-    pub fn vf_available(&mut self, serial: u32, now: Instant) {
-        self.vf.want(Some(serial), now);
-        self.vf_effects();
-    }
-
-    /// The VF is to go, or is gone: surprise removal, reset, or the host's decision.
-    pub fn vf_lost(&mut self, now: Instant) {
-        self.vf.want(None, now);
-        self.vf_effects();
-    }
-
-    /// Receive filters were moved ([`Upcall::SwitchDataPath`]), or could not be.
-    pub fn data_path_switched(&mut self, done: bool, now: Instant) {
-        self.vf.moved(done, now);
-        self.vf_effects();
-    }
-
-    /// When [`Self::tick`] has something to do.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        self.vf.deadline()
-    }
-
-    /// Time went by.
-    pub fn tick(&mut self, now: Instant) {
-        self.vf.tick(now);
-        self.vf_effects();
-    }
-
-    pub(super) fn vf_effects(&mut self) {
-        for effect in self.vf.take() {
-            match effect {
-                VfEffect::Associate { allocated, serial } => {
-                    let message =
-                        ServerMessage::SendVfAssociation { allocated, serial_number: serial };
-                    self.notify(VF_ASSOCIATION_TRANSACTION_ID, message);
-                }
-                VfEffect::NotifySynthetic => {
-                    let message = ServerMessage::SwitchDataPath { path: DataPath::Synthetic };
-                    self.notify(SWITCH_DATA_PATH_TRANSACTION_ID, message);
-                }
-                VfEffect::Complete(transaction) => self.answer(Some(transaction), None),
-                VfEffect::MoveFilters(to) => self.up(Upcall::SwitchDataPath(to)),
-                VfEffect::OfferVpci(serial) => self.up(Upcall::OfferVpci { serial }),
-                VfEffect::RevokeVpci(serial) => self.up(Upcall::RevokeVpci { serial }),
-            }
-        }
-    }
-
-    /// A message about the VF, which only a guest that is up and knows such messages gets. A guest that does not
-    /// read its ring makes nothing grow: of messages that wait, each kind is kept once, the newest.
-    fn notify(&mut self, transaction: u64, message: ServerMessage) {
-        if self.session.version < Some(NvspVersion::V4) || self.session.rndis == Rndis::Down {
-            return;
-        }
-        if self.outbox.len() >= MAX_WAITING {
-            self.forget(|waiting| {
-                matches!(waiting, Outgoing::Message { transaction: other, .. } if *other == transaction)
-            });
-        }
-        let message = self.emit(message);
-        self.push(Outgoing::Message { transaction, completion_requested: true, message });
     }
 }

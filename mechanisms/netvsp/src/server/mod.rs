@@ -1,10 +1,13 @@
 //! NetVSP: the host's end.
 
 mod control;
+mod gather;
 mod nic;
+mod place;
 mod queue;
 mod rndis;
 mod vf;
+mod vf_events;
 
 use std::sync::Arc;
 

@@ -6,19 +6,25 @@ use arrayvec::ArrayVec;
 use netvsp_protocol::{
     ParseError,
     nvsp::{
-        ChannelType, MAX_TRANSFER_RANGES, NvspStatus, SEND_BUFFER_SECTION_SIZE,
-        SWITCH_DATA_PATH_TRANSACTION_ID, SendRndisPacket, VF_ASSOCIATION_TRANSACTION_ID,
+        ChannelType, MAX_TRANSFER_RANGES, NvspStatus, SWITCH_DATA_PATH_TRANSACTION_ID,
+        SendRndisPacket, VF_ASSOCIATION_TRANSACTION_ID,
     },
-    oid::PacketFilter,
     packet::{MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout, RECEIVE_DATA_OFFSET, RndisPacket},
 };
-use shared_memory::{DmaAddress, SharedSlice, TranslationCache};
-use vmbus::{GpaRanges, OutgoingPacket, Packet, PacketKind, RingReceiver, RingSender, SendError};
+use shared_memory::{SharedSlice, TranslationCache};
+use vmbus::{OutgoingPacket, Packet, PacketKind, RingReceiver, RingSender, SendError};
 use vmbus_protocol::TransferPageRange;
 
-use super::{QueuePhase, QueueState, QueueStatistics};
+use super::{
+    QueuePhase, QueueState, QueueStatistics,
+    gather::{
+        Pieces, TOO_MANY, copy_control, gather, head_of, length_of, message_head, range, section,
+        with_headers, words, wrong_length,
+    },
+    place::{Source, wanted, write_at, write_pieces},
+};
 use crate::{
-    BURST_FRAMES, Incoming, MAX_PIECES, ProtocolError, QueueMemory, ReceiveMetadata, TransmitBurst,
+    BURST_FRAMES, Incoming, ProtocolError, QueueMemory, ReceiveMetadata, TransmitBurst,
     TransmitMetadata,
     burst::MAX_FRAMES_PER_MESSAGE,
     incoming::{MAX_CONTROL_MESSAGE, copy_message},
@@ -661,243 +667,4 @@ impl VspQueue {
         }
         Ok(sent)
     }
-}
-
-type Pieces<'m> = ArrayVec<SharedSlice<'m>, MAX_PIECES>;
-
-const TOO_MANY: ParseError =
-    ParseError::Field { message: "PACKET", field: "packets_or_pieces", value: 0 };
-
-const fn wrong_length(length: u32) -> ParseError {
-    ParseError::Field { message: "PACKET", field: "data_length", value: length as u64 }
-}
-
-/// The first 16 bytes of a packet's payload. All messages that matter are padded to more.
-#[inline(always)]
-fn message_head(packet: &Packet<'_>) -> Option<[u64; 2]> {
-    let first = packet.payload.load_bytes8(0)?;
-    // Eight bytes are a whole message where it is short, such as REVOKE_SEND_BUFFER.
-    Some([first, packet.payload.load_bytes8(8).unwrap_or(0)])
-}
-
-/// The used part of a send-buffer section, as far as it lies in one piece.
-#[inline(always)]
-fn section(memory: &QueueMemory, index: u32, size: u32) -> Option<SharedSlice<'_>> {
-    if size > SEND_BUFFER_SECTION_SIZE {
-        return None;
-    }
-    let offset = index.checked_mul(SEND_BUFFER_SECTION_SIZE)?;
-    memory.send.as_ref()?.first_slice(offset as usize, size as usize)
-}
-
-#[inline]
-fn words(head: &[u8; 16]) -> [u64; 2] {
-    let &[a, b, c, d, e, f, g, h, rest @ ..] = head;
-    [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes(rest)]
-}
-
-fn head_of(read: impl Fn(&mut [u8]) -> usize) -> [u64; 2] {
-    let mut head = [0; 16];
-    read(&mut head);
-    words(&head)
-}
-
-#[cold]
-fn with_headers(
-    packet: &RndisPacket,
-    read: &impl Fn(&mut [u8]) -> usize,
-) -> Result<TransmitMetadata, ParseError> {
-    let mut head = [0; TransmitMetadata::HEAD];
-    let copied = read(&mut head);
-    let length = packet.data.end - packet.data.start;
-    TransmitMetadata::from_wire(
-        &packet.info,
-        head.get(..copied).unwrap_or_default(),
-        length as usize,
-    )
-}
-
-fn length_of(pieces: &Pieces<'_>) -> u32 {
-    pieces
-        .iter()
-        .fold(0u32, |sum, piece| sum.saturating_add(u32::try_from(piece.len()).unwrap_or(u32::MAX)))
-}
-
-/// `length` bytes from `offset` of the pieces taken together.
-fn range<'a, 'm>(
-    pieces: &'a Pieces<'m>,
-    offset: u32,
-    length: u32,
-) -> impl Iterator<Item = SharedSlice<'m>> + 'a {
-    let (mut skip, mut left) = (offset as usize, length as usize);
-    pieces.iter().filter_map(move |piece| {
-        let (_, rest) = piece.split(skip);
-        skip -= skip.min(piece.len());
-        let (part, _) = rest.split(left);
-        left -= part.len();
-        (!part.is_empty()).then_some(part)
-    })
-}
-
-/// The RNDIS message of a packet: its section, then its pages (SPEC-VMBUS §5.5). What is wrong with the ring's own
-/// bytes is an error of the channel; what is wrong with what they say is one of the message.
-fn gather<'m>(
-    memory: &'m QueueMemory,
-    cache: &mut TranslationCache,
-    section: Option<(u32, u32)>,
-    ranges: Option<GpaRanges<'_>>,
-    pieces: &mut Pieces<'m>,
-) -> Result<Result<(), ParseError>, ProtocolError> {
-    let wrong = |field, value: u64| {
-        Ok(Err(ParseError::Field { message: "SEND_RNDIS_PACKET", field, value }))
-    };
-    if let Some((index, size)) = section {
-        let offset = index.checked_mul(SEND_BUFFER_SECTION_SIZE);
-        let slices = offset
-            .filter(|_| size <= SEND_BUFFER_SECTION_SIZE)
-            .zip(memory.send.as_ref())
-            .and_then(|(offset, send)| send.slices(offset as usize, size as usize));
-        let Some(slices) = slices else { return wrong("send_buffer_section", u64::from(index)) };
-        for slice in slices {
-            let _ = pieces.try_push(slice);
-        }
-    }
-    let mut next = None;
-    for range in ranges.into_iter().flatten() {
-        let range = range?;
-        let (mut offset, mut left) = (range.byte_offset as usize, range.byte_count as usize);
-        for page in 0..range.page_count() {
-            let frame = range.page_frame(page).unwrap_or(u64::MAX);
-            let length = left.min(4096 - offset);
-            let address = frame.checked_mul(4096).and_then(|at| at.checked_add(offset as u64));
-            let Some(address) = address else { return wrong("page_frame", frame) };
-            let slice = memory.guest.read_slice(cache, DmaAddress(address), length);
-            let Ok(slice) = slice else { return wrong("page_frame", frame) };
-            // Pages that follow each other are one piece.
-            let joined = match (next, pieces.last_mut()) {
-                (Some(expected), Some(last)) if expected == address => {
-                    let start = address - last.len() as u64;
-                    let whole = last.len() + length;
-                    memory.guest.read_slice(cache, DmaAddress(start), whole).is_ok_and(|joined| {
-                        *last = joined;
-                        true
-                    })
-                }
-                _ => false,
-            };
-            if !joined && pieces.try_push(slice).is_err() {
-                return Ok(Err(TOO_MANY));
-            }
-            next = address.checked_add(length as u64);
-            left -= length;
-            offset = 0;
-        }
-    }
-    Ok(Ok(()))
-}
-
-fn copy_control(pieces: &Pieces<'_>) -> Result<Vec<u8>, ParseError> {
-    let length = length_of(pieces);
-    if length > MAX_CONTROL_MESSAGE {
-        let value = u64::from(length);
-        return Err(ParseError::Field { message: "RNDIS message", field: "control_length", value });
-    }
-    let mut bytes = vec![0; length as usize];
-    let mut done = 0;
-    for piece in pieces {
-        done += piece.read_into(bytes.get_mut(done..).unwrap_or_default());
-    }
-    Ok(bytes)
-}
-
-/// Whether a packet filter takes a frame with this beginning. Multicast lists are left to the guest, as hosts do.
-#[inline(always)]
-fn wanted(filter: PacketFilter, head: [u64; 2]) -> bool {
-    const BROADCAST: u64 = 0xFFFF_FFFF_FFFF;
-    let [first, _] = head;
-    let any = if first & 1 == 0 {
-        PacketFilter::DIRECTED
-    } else if first & BROADCAST == BROADCAST {
-        PacketFilter::BROADCAST
-    } else {
-        PacketFilter::MULTICAST.union(PacketFilter::ALL_MULTICAST)
-    };
-    filter.intersects(any.union(PacketFilter::PROMISCUOUS))
-}
-
-/// Bytes to be written: ours, or shared ones.
-enum Source<'a> {
-    Bytes(&'a [u8]),
-    Shared(SharedSlice<'a>),
-}
-
-/// Writes the sources one after the other at `offset` of a suballocation; false if they do not fit in the buffer.
-#[inline(always)]
-fn write_at(memory: &QueueMemory, slot: u32, offset: u32, sources: &[Source<'_>]) -> bool {
-    let lengths = sources.iter().map(|source| match source {
-        Source::Bytes(bytes) => bytes.len(),
-        Source::Shared(slice) => slice.len(),
-    });
-    let Ok(length) = u32::try_from(lengths.sum::<usize>()) else { return false };
-    let Some(mut targets) = memory.suballocation(slot, offset, length) else { return false };
-    let mut target = targets.next().unwrap_or(SharedSlice::empty());
-    for source in sources {
-        match *source {
-            Source::Bytes(mut bytes) => {
-                while !bytes.is_empty() {
-                    let done = target.write_from(bytes);
-                    bytes = bytes.get(done..).unwrap_or_default();
-                    target = target.split(done).1;
-                    if target.is_empty() && !bytes.is_empty() {
-                        let Some(next) = targets.next() else { return false };
-                        target = next;
-                    }
-                }
-            }
-            Source::Shared(mut slice) => {
-                while !slice.is_empty() {
-                    if target.is_empty() {
-                        let Some(next) = targets.next() else { return false };
-                        target = next;
-                    }
-                    let done = slice.copy_to(target);
-                    slice = slice.split(done).1;
-                    target = target.split(done).1;
-                }
-            }
-        }
-    }
-    true
-}
-
-#[cold]
-fn write_pieces(
-    memory: &QueueMemory,
-    slot: u32,
-    head: [u64; 2],
-    pieces: &[SharedSlice<'_>],
-) -> bool {
-    let mut first = [0; 16];
-    let (low, high) = first.split_at_mut(8);
-    low.copy_from_slice(&head[0].to_le_bytes());
-    high.copy_from_slice(&head[1].to_le_bytes());
-    let total: usize = pieces.iter().map(SharedSlice::len).sum();
-    let mut at = total.min(16);
-    let first = first.get(..at).unwrap_or_default();
-    if !write_at(memory, slot, RECEIVE_DATA_OFFSET, &[Source::Bytes(first)]) {
-        return false;
-    }
-    let mut skip = at;
-    for piece in pieces {
-        let (_, rest) = piece.split(skip);
-        skip -= skip.min(piece.len());
-        let Ok(offset) = u32::try_from(at) else { return false };
-        if !rest.is_empty()
-            && !write_at(memory, slot, RECEIVE_DATA_OFFSET + offset, &[Source::Shared(rest)])
-        {
-            return false;
-        }
-        at += rest.len();
-    }
-    true
 }

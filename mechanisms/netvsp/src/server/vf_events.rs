@@ -1,0 +1,82 @@
+//! The VF's events and messages: what joins the state machine in `vf` to the control core (SPEC-VMBUS §7).
+
+use std::time::Instant;
+
+use netvsp_protocol::nvsp::{
+    DataPath, NvspVersion, SWITCH_DATA_PATH_TRANSACTION_ID, ServerMessage,
+    VF_ASSOCIATION_TRANSACTION_ID,
+};
+
+use super::{
+    Upcall,
+    control::{Control, MAX_WAITING, Rndis},
+    vf::VfEffect,
+};
+use crate::Outgoing;
+
+impl Control {
+    /// There is a VF with this serial number for the NIC. Its VPCI device is offered when the guest knows of it.
+    pub fn vf_available(&mut self, serial: u32, now: Instant) {
+        self.vf.want(Some(serial), now);
+        self.vf_effects();
+    }
+
+    /// The VF is to go, or is gone: surprise removal, reset, or the host's decision.
+    pub fn vf_lost(&mut self, now: Instant) {
+        self.vf.want(None, now);
+        self.vf_effects();
+    }
+
+    /// Receive filters were moved ([`Upcall::SwitchDataPath`]), or could not be.
+    pub fn data_path_switched(&mut self, done: bool, now: Instant) {
+        self.vf.moved(done, now);
+        self.vf_effects();
+    }
+
+    /// When [`Self::tick`] has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.vf.deadline()
+    }
+
+    /// Time went by.
+    pub fn tick(&mut self, now: Instant) {
+        self.vf.tick(now);
+        self.vf_effects();
+    }
+
+    pub(super) fn vf_effects(&mut self) {
+        for effect in self.vf.take() {
+            match effect {
+                VfEffect::Associate { allocated, serial } => {
+                    let message =
+                        ServerMessage::SendVfAssociation { allocated, serial_number: serial };
+                    self.notify(VF_ASSOCIATION_TRANSACTION_ID, message);
+                }
+                VfEffect::NotifySynthetic => {
+                    let message = ServerMessage::SwitchDataPath { path: DataPath::Synthetic };
+                    self.notify(SWITCH_DATA_PATH_TRANSACTION_ID, message);
+                }
+                VfEffect::Complete(transaction) => self.answer(Some(transaction), None),
+                VfEffect::MoveFilters(to) => self.up(Upcall::SwitchDataPath(to)),
+                VfEffect::OfferVpci(serial) => self.up(Upcall::OfferVpci { serial }),
+                VfEffect::RevokeVpci(serial) => self.up(Upcall::RevokeVpci { serial }),
+            }
+        }
+    }
+
+    /// A message about the VF, which only a guest that is up and knows such messages gets. A guest that does not
+    /// read its ring makes nothing grow: of messages that wait, each kind is kept once, the newest.
+    fn notify(&mut self, transaction: u64, message: ServerMessage) {
+        if self.session.version < Some(NvspVersion::V4) || self.session.rndis == Rndis::Down {
+            return;
+        }
+        if self.outbox.len() >= MAX_WAITING {
+            self.forget(|waiting| {
+                matches!(waiting, Outgoing::Message { transaction: other, .. } if *other == transaction)
+            });
+        }
+        let message = self.emit(message);
+        self.push(Outgoing::Message { transaction, completion_requested: true, message });
+    }
+}
