@@ -137,3 +137,18 @@ fn a_guest_hears_that_its_vf_is_lost_before_its_device_goes() {
         }
     }
 }
+
+/// A path is granted only with every filter on the VPort where its frames belong.
+#[test]
+fn no_path_is_granted_and_no_device_offered_before_the_filters_are_there() {
+    for row in TRANSITIONS {
+        let needs =
+            |action, condition| !row.does.contains(&action) || row.when.contains(&condition);
+        assert!(needs(Do::GrantVf, When::FiltersOut), "{row:?}");
+        assert!(needs(Do::OfferDevice, When::FiltersOut), "{row:?}");
+        assert!(needs(Do::GrantSynthetic, When::FiltersHome), "{row:?}");
+        let removes = row.does.contains(&Do::RemoveDevice);
+        let safe = [When::FiltersHome, When::VfGone].iter().any(|safe| row.when.contains(safe));
+        assert!(!removes || safe, "{row:?}");
+    }
+}
