@@ -68,7 +68,16 @@ pub(crate) struct Hardware<'a> {
     pub(crate) iommu: bool,
 }
 
-/// A Linux guest with one VF.
+/// Where a guest has its adapter.
+#[derive(Copy, Clone, Debug)]
+pub(crate) enum Slot {
+    /// Behind a root port of a PCI Express machine.
+    RootPort,
+    /// On the conventional bus of a machine that has no other, by whose pin interrupts come.
+    Conventional,
+}
+
+/// A Linux guest with one adapter.
 pub(crate) struct LinuxGuest {
     machine: Machine,
     lines: Receiver<String>,
@@ -78,9 +87,10 @@ pub(crate) struct LinuxGuest {
 
 impl LinuxGuest {
     /// Boots it.
-    pub(crate) fn boot(
+    fn boot(
         hardware: Hardware<'_>,
         socket: &Path,
+        slot: Slot,
         modules: &[&str],
         script: &str,
     ) -> Result<Self> {
@@ -92,16 +102,25 @@ impl LinuxGuest {
         let listener = std::os::unix::net::UnixListener::bind(&serial)?;
         let mut command = qemu.command();
         command.args(["-nodefaults", "-display", "none", "-no-user-config", "-no-reboot"]);
-        command.args(["-M", "q35,accel=tcg,memory-backend=mem,kernel-irqchip=split"]);
+        command.arg("-M").arg(match slot {
+            Slot::RootPort => "q35,accel=tcg,memory-backend=mem,kernel-irqchip=split",
+            Slot::Conventional => "pc,accel=tcg,memory-backend=mem",
+        });
         command.args(["-cpu", "max", "-m", "512M"]);
-        if iommu {
+        if iommu && matches!(slot, Slot::RootPort) {
             command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
         }
         command.args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"]);
         command.arg("-chardev").arg(format!("socket,id=serial,path={}", serial.display()));
         command.args(["-serial", "chardev:serial"]);
-        command.args(["-device", "pcie-root-port,id=rp0,chassis=1,slot=1"]);
-        command.arg("-device").arg(vfio_user_device("vf0", "rp0", socket));
+        let bus = match slot {
+            Slot::RootPort => {
+                command.args(["-device", "pcie-root-port,id=rp0,chassis=1,slot=1"]);
+                "rp0"
+            }
+            Slot::Conventional => "pci.0",
+        };
+        command.arg("-device").arg(vfio_user_device("nic0", bus, socket));
         command.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(&initramfs);
         // Without no_timer_check an emulated boot hangs now and then.
         let iommu = if iommu { " intel_iommu=on iommu.strict=1" } else { "" };
@@ -203,7 +222,6 @@ pub(crate) fn run_on(
 
 /// Starts an adapter, a user-mode VM on one of its VFs and a guest on another, and has the guest ping the VM.
 pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
-    println!("QEMU {}, Linux {}", hardware.qemu.version()?, hardware.kernel.release());
     let stack = Stack::start(4)?;
     let vf = stack.attach("guest", "02:c1:ea:00:02:01", 4)?;
     let peer_vf = stack.attach("peer", "02:c1:ea:00:02:02", 1)?;
@@ -225,16 +243,38 @@ pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
 }
 
 /// Says what happened, and when since the start.
-struct Clock(Instant);
+pub(crate) struct Clock(Instant);
 
 impl Clock {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Instant::now())
     }
 
-    fn say(&self, what: &str) {
+    pub(crate) fn say(&self, what: &str) {
         println!("{:6.1} s  {what}", self.0.elapsed().as_secs_f64());
     }
+}
+
+/// Boots a guest with one module.
+pub(crate) fn booted(
+    hardware: Hardware<'_>,
+    socket: &Path,
+    slot: Slot,
+    module: &str,
+    script: &str,
+    clock: &Clock,
+) -> Result<LinuxGuest> {
+    let boot = || {
+        let mut guest = LinuxGuest::boot(hardware, socket, slot, &[module], script)?;
+        guest.expect("booted").map(|_| guest)
+    };
+    // An emulated kernel now and then loses a timer for good before it comes to the device at all.
+    let guest = boot().or_else(|error| {
+        clock.say(&format!("did not boot, once more: {error:#}"));
+        boot()
+    })?;
+    clock.say("the guest has booted");
+    Ok(guest)
 }
 
 /// Boots a guest and waits until its own iavf has the link up.
@@ -246,16 +286,7 @@ fn up(
     clock: &Clock,
 ) -> Result<LinuxGuest> {
     let script = script(address, then);
-    let boot = || {
-        let mut guest = LinuxGuest::boot(hardware, socket, &["iavf"], &script)?;
-        guest.expect("booted").map(|_| guest)
-    };
-    // An emulated kernel now and then loses a timer for good before it comes to the device at all.
-    let mut guest = boot().or_else(|error| {
-        clock.say(&format!("did not boot, once more: {error:#}"));
-        boot()
-    })?;
-    clock.say("the guest has booted");
+    let mut guest = booted(hardware, socket, Slot::RootPort, "iavf", &script, clock)?;
     let driver = guest.expect("driver")?;
     ensure!(driver == "iavf", "the interface's driver is {driver}");
     clock.say(&format!("its iavf is bound, MAC {}", guest.expect("mac")?));

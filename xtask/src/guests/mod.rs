@@ -1,14 +1,15 @@
 //! Tests with stock QEMU and stock Debian kernels as the other end.
 //!
 //! What they need is fetched once, as an ordinary user, into `target/guests` and pinned here. `qtest` needs no
-//! guest: QEMU's own vfio-user client is driven register by register, in about a second. `qemu` boots a Debian
-//! generic kernel under QEMU's emulator, which takes a minute or so; it is judged by what the guest prints on its
-//! serial line, never by time.
+//! guest: QEMU's own vfio-user client is driven register by register, in about a second. `qemu` boots Debian
+//! generic kernels under QEMU's emulator, which takes minutes; they are judged by what they print on their serial
+//! line, never by time.
 
 mod apt;
 mod avf;
 mod copy_device;
 mod cpio;
+mod emulated_adapter;
 mod kernel;
 mod linux_tests;
 mod machine;
@@ -16,6 +17,7 @@ mod qemu;
 mod qtest;
 mod qtest_tests;
 mod stack;
+mod tulip_tests;
 
 use std::{
     fs::{self, File},
@@ -24,7 +26,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use self::{kernel::Kernel, linux_tests::Hardware, qemu::Qemu};
 
@@ -45,8 +47,12 @@ enum Which {
         #[arg(long = "socket", num_args = 1)]
         sockets: Vec<PathBuf>,
     },
-    /// Boots a stock Debian kernel whose own iavf drives a VF and pings a user-mode VM.
+    /// Boots stock Debian kernels: one whose own iavf drives a VF and pings a user-mode VM, and one whose own tulip
+    /// drives an emulated adapter and pings the host behind it, before and after its driver is taken out and in.
     Qemu {
+        /// Only this one; with --socket it is always the VF.
+        #[arg(long, value_enum)]
+        only: Option<Story>,
         /// A vfio-user socket that serves an AVF function, instead of one of an adapter started here.
         #[arg(long)]
         socket: Option<PathBuf>,
@@ -60,6 +66,21 @@ enum Which {
         #[arg(long)]
         iommu: bool,
     },
+    /// Serves an emulated adapter, with a host behind it that answers ARP and pings as 10.0.0.1: for trying other
+    /// guests by hand. QEMU's machine is to be `pc`, with its memory shared, and with a `vfio-user-pci` on the socket.
+    ServeEmulatedAdapter {
+        /// The vfio-user socket to make.
+        socket: PathBuf,
+    },
+}
+
+/// Which guest to boot.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, ValueEnum)]
+enum Story {
+    /// The one with a VF.
+    Vf,
+    /// The one with an emulated adapter.
+    EmulatedAdapter,
 }
 
 /// Does what the command line says.
@@ -77,17 +98,25 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
             let qemu = Qemu::fetch(&Cache::open()?)?;
             qtest_tests::run(&qemu, &sockets)
         }
-        Which::Qemu { socket, address, ping, iommu } => {
+        Which::Qemu { only, socket, address, ping, iommu } => {
             let cache = Cache::open()?;
             let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache)?);
             // Others may fetch while the guest runs.
             drop(cache);
             let hardware = Hardware { qemu: &qemu, kernel: &kernel, iommu: *iommu };
-            match socket {
-                Some(socket) => linux_tests::run_on(hardware, socket, *address, *ping),
-                None => linux_tests::run(hardware),
+            if let Some(socket) = socket {
+                return linux_tests::run_on(hardware, socket, *address, *ping);
             }
+            println!("QEMU {}, Linux {}", hardware.qemu.version()?, hardware.kernel.release());
+            if *only != Some(Story::EmulatedAdapter) {
+                linux_tests::run(hardware)?;
+            }
+            if *only != Some(Story::Vf) {
+                tulip_tests::run(hardware)?;
+            }
+            Ok(())
         }
+        Which::ServeEmulatedAdapter { socket } => tulip_tests::serve(socket),
     }
 }
 
