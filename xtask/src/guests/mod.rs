@@ -62,7 +62,7 @@ enum Which {
         /// With --socket: the address to ping; without it the guest only brings the interface up.
         #[arg(long)]
         ping: Option<Ipv4Addr>,
-        /// Give the guest an IOMMU of its own.
+        /// Give the guest an IOMMU of its own; the one with an emulated adapter never has one.
         #[arg(long)]
         iommu: bool,
     },
