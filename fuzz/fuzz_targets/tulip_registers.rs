@@ -130,7 +130,8 @@ fn session(mut input: Input<'_>, memory: &SharedMapping) {
             _ => machine.function.poll(),
         }
         let counters = machine.function.device().counters();
-        assert_eq!(counters.tx_frames, machine.function.port_mut().sent as u64);
+        // What loops back does not reach the wire.
+        assert!(machine.function.port_mut().sent as u64 <= counters.tx_frames);
     }
     // A driver that resets it finds a good adapter.
     machine.function.set_link(true);
