@@ -79,7 +79,7 @@ impl<'f> Frame<'f> {
     }
 
     /// The pieces of the same frame without the tag that stands in its bytes, its new head in `staging`, and that
-    /// tag. `None` if the frame is cut short within its tag, or the staging area is full.
+    /// tag. `None` if nothing but a tag follows the addresses, or the staging area is full.
     pub(crate) fn take_tag_out<'s>(&self, staging: &'s Staging) -> Option<(Pieces<'s>, u16)>
     where
         'f: 's,
@@ -87,7 +87,7 @@ impl<'f> Frame<'f> {
         let mut bytes = [0u8; HEAD + VLAN_TAG_LEN];
         let length = self.read_head(&mut bytes);
         let bytes = bytes.get(..length)?;
-        let &[high, low] = bytes.get(ADDRESSES + 2..)?.first_chunk()?;
+        let &[high, low, _, _] = bytes.get(ADDRESSES + 2..)?.first_chunk()?;
         let (addresses, rest) = (bytes.get(..ADDRESSES)?, bytes.get(ADDRESSES + VLAN_TAG_LEN..)?);
         let mut pieces = Pieces::new();
         pieces.push(staging.put(&[addresses, rest])?);

@@ -71,6 +71,20 @@ fn an_access_vlan_is_on_the_wire_and_never_in_the_guest() {
 }
 
 #[test]
+fn a_frame_that_ends_with_its_tag_is_none() {
+    let mut bench = Bench::new([policy(1), policy(2)]);
+    let mut tagged = frame(mac(2), mac(1), b"");
+    tagged.splice(12..12, [0x81, 0, 0, 0]);
+    for length in 14..tagged.len() {
+        bench.send(1, Packet::plain(&tagged[..length]));
+    }
+    assert!(bench.ends[2].take().is_empty());
+    assert_eq!(bench.statistics(1).malformed, 4);
+    bench.send(1, Packet::plain(&tagged));
+    assert_eq!(bench.ends[2].bytes(), [frame(mac(2), mac(1), b"")]);
+}
+
+#[test]
 fn a_port_that_cannot_receive_takes_nothing() {
     let mut bench = Bench::new([policy(1), policy(2)]);
     bench.ends[2].wire().deaf = true;
