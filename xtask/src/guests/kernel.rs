@@ -25,11 +25,25 @@ const KERNEL: Pin = Pin {
 const BUSYBOX: Pin =
     Pin { package: "busybox-static", version: "1:1.37.0-6+b9", suite: "trixie", follow: None };
 
+/// With the C library that it is linked with.
+const ETHTOOL: Pin =
+    Pin { package: "ethtool", version: "1:6.14.2-1", suite: "trixie", follow: None };
+
+/// Where ethtool's package and those it depends on have its program and libraries, and where a guest looks for them.
+const ETHTOOL_FILES: [(&str, &str); 5] = [
+    ("usr/sbin/ethtool", "bin/ethtool"),
+    ("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2"),
+    ("usr/lib/x86_64-linux-gnu/libc.so.6", "lib/libc.so.6"),
+    ("usr/lib/x86_64-linux-gnu/libm.so.6", "lib/libm.so.6"),
+    ("usr/lib/x86_64-linux-gnu/libmnl.so.0", "lib/libmnl.so.0"),
+];
+
 /// A kernel with its modules, unpacked.
 pub(crate) struct Kernel {
     root: PathBuf,
     release: String,
     busybox: PathBuf,
+    ethtool: PathBuf,
 }
 
 impl Kernel {
@@ -40,6 +54,9 @@ impl Kernel {
         })?;
         let busybox = cache.component("busybox", BUSYBOX.version, |into| {
             Apt::new(&cache.folder)?.unpack(&BUSYBOX, false, into)
+        })?;
+        let ethtool = cache.component("ethtool", ETHTOOL.version, |into| {
+            Apt::new(&cache.folder)?.unpack(&ETHTOOL, true, into)
         })?;
         let release = fs::read_dir(root.join("boot"))?
             .flatten()
@@ -52,7 +69,7 @@ impl Kernel {
             .map(|path| busybox.join(path))
             .find(|path| path.exists())
             .context("the busybox package has no busybox")?;
-        Ok(Self { root, release, busybox })
+        Ok(Self { root, release, busybox, ethtool })
     }
 
     /// What `uname -r` says in it.
@@ -65,15 +82,20 @@ impl Kernel {
         self.root.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
-    /// An initramfs with busybox, the given modules and all they depend on under `/modules`, and `/init`. Before
+    /// An initramfs with busybox, ethtool, the given modules and all they depend on under `/modules`, and `/init`. Before
     /// `script`, `/init` has mounted the usual and loaded the modules, in order.
     pub(crate) fn initramfs(&self, modules: &[&str], script: &str) -> Result<Vec<u8>> {
         let mut cpio = Cpio::default();
-        for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
+        for directory in ["bin", "dev", "lib", "lib64", "modules", "proc", "sys", "tmp"] {
             cpio.directory(directory)?;
         }
         cpio.file("bin/busybox", 0o755, &fs::read(&self.busybox)?)?;
         cpio.symlink("bin/sh", "busybox")?;
+        for (from, to) in ETHTOOL_FILES {
+            let path = self.ethtool.join(from);
+            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            cpio.file(to, 0o755, &bytes)?;
+        }
         let mut load = String::new();
         for (name, bytes) in self.modules(modules)? {
             cpio.file(&format!("modules/{name}.ko"), 0o644, &bytes)?;

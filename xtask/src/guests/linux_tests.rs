@@ -26,17 +26,20 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What a guest does once its interface is up.
 #[derive(Copy, Clone, Debug)]
-enum Then {
+pub(crate) enum Then<'a> {
     /// Ends.
     End,
     /// Pings somebody and ends.
     Ping(Ipv4Addr),
+    /// Does what a script says and ends.
+    Run(&'a str),
 }
 
 /// What the guest does after its modules are loaded. Each step prints a mark.
-fn script(address: Ipv4Addr, then: Then) -> String {
+fn script(address: Ipv4Addr, then: Then<'_>) -> String {
     let then = match then {
         Then::End => String::new(),
+        Then::Run(script) => script.to_owned(),
         Then::Ping(peer) => format!(
             "none_lost() {{ ping -W 20 \"$@\" | grep ' 0% packet loss'; }}\n\
              none_lost -c 5 {peer} && echo MARK pinged small || echo MARK failed ping\n\
@@ -278,11 +281,11 @@ pub(crate) fn booted(
 }
 
 /// Boots a guest and waits until its own iavf has the link up.
-fn up(
+pub(crate) fn up(
     hardware: Hardware<'_>,
     socket: &Path,
     address: Ipv4Addr,
-    then: Then,
+    then: Then<'_>,
     clock: &Clock,
 ) -> Result<LinuxGuest> {
     let script = script(address, then);

@@ -7,6 +7,7 @@
 
 mod apt;
 mod avf;
+mod churn_tests;
 mod copy_device;
 mod cpio;
 mod emulated_adapter;
@@ -47,8 +48,9 @@ enum Which {
         #[arg(long = "socket", num_args = 1)]
         sockets: Vec<PathBuf>,
     },
-    /// Boots stock Debian kernels: one whose own iavf drives a VF and pings a user-mode VM, and one whose own tulip
-    /// drives an emulated adapter and pings the host behind it, before and after its driver is taken out and in.
+    /// Boots stock Debian kernels: one whose own iavf drives a VF and pings a user-mode VM, one whose iavf is loaded,
+    /// unloaded and configured again and again under traffic, and one whose own tulip drives an emulated adapter and
+    /// pings the host behind it, before and after its driver is taken out and in.
     Qemu {
         /// Only this one; with --socket it is always the VF.
         #[arg(long, value_enum)]
@@ -79,6 +81,8 @@ enum Which {
 enum Story {
     /// The one with a VF.
     Vf,
+    /// The one with a VF whose driver is loaded, unloaded and configured under traffic.
+    Churn,
     /// The one with an emulated adapter.
     EmulatedAdapter,
 }
@@ -108,10 +112,13 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
                 return linux_tests::run_on(hardware, socket, *address, *ping);
             }
             println!("QEMU {}, Linux {}", hardware.qemu.version()?, hardware.kernel.release());
-            if *only != Some(Story::EmulatedAdapter) {
+            if !matches!(only, Some(Story::Churn | Story::EmulatedAdapter)) {
                 linux_tests::run(hardware)?;
             }
-            if *only != Some(Story::Vf) {
+            if !matches!(only, Some(Story::Vf | Story::EmulatedAdapter)) {
+                churn_tests::run(hardware)?;
+            }
+            if !matches!(only, Some(Story::Vf | Story::Churn)) {
                 tulip_tests::run(hardware)?;
             }
             Ok(())

@@ -53,6 +53,16 @@ impl Stack {
         Ok(())
     }
 
+    /// The `clearway` program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.clearway
+    }
+
+    /// The adapter's process.
+    pub(crate) fn process(&self) -> u32 {
+        self.adapter.id()
+    }
+
     fn nic(&self, arguments: &[&str]) -> Result<Value> {
         let output = Command::new(&self.clearway)
             .args(["nic", "--json", "--directory"])
@@ -109,11 +119,22 @@ impl Stack {
 
     /// Runs a user-mode VM on a VF, which answers pings until what is returned drops.
     pub(crate) fn run_vm(&self, name: &str, vf: &AttachedVf, address: &str) -> Result<UserVm> {
+        self.run_vm_with(name, vf, address, "exec sleep infinity")
+    }
+
+    /// The same with a script for the VM's shell.
+    pub(crate) fn run_vm_with(
+        &self,
+        name: &str,
+        vf: &AttachedVf,
+        address: &str,
+        script: &str,
+    ) -> Result<UserVm> {
         let log = self.folder.path().join(format!("{name}.log"));
         let mut child = Command::new(&self.clearway)
             .args(["vm", "run", name, "--ip", address, "--vf-socket"])
             .arg(&vf.socket)
-            .args(["--", "sh", "-c", "echo up; exec sleep infinity"])
+            .args(["--", "sh", "-c", &format!("echo up; {script}")])
             // Its control socket is nobody else's business.
             .env("XDG_RUNTIME_DIR", self.folder.path())
             .stdin(Stdio::null())
