@@ -282,7 +282,8 @@ impl Vf {
         let VfState::Switching { serial, to, request, then } = self.state else { return };
         self.complete(request);
         match (then, to, done) {
-            (Then::Remove, DataPath::Vf, true) => {
+            // Even if they could not be moved: an earlier move home may have failed, too.
+            (Then::Remove, DataPath::Vf, _) => {
                 self.switch(serial, DataPath::Synthetic, None, Then::Remove);
             }
             (Then::Remove, _, _) => {

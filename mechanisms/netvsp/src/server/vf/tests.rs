@@ -144,8 +144,24 @@ fn a_vf_lost_while_filters_move_to_it_is_completed_first() {
     vf.guest_asks(VfPath, Some(1));
     vf.want(None, now);
     vf.moved(false, now);
-    let all = [MoveFilters(VfPath), Complete(1), NotifySynthetic, associate(false)];
-    assert_eq!(vf.take(), [&all[..], &[RevokeVpci(SERIAL)]].concat());
+    assert_eq!(vf.take(), [MoveFilters(VfPath), Complete(1), MoveFilters(Synthetic)]);
+    vf.moved(true, now);
+    assert_eq!(vf.take(), [NotifySynthetic, associate(false), RevokeVpci(SERIAL)]);
+}
+
+#[test]
+fn filters_that_could_not_be_moved_home_are_moved_again_before_the_vf_goes() {
+    let now = Instant::now();
+    let mut vf = switched(now);
+    vf.guest_asks(Synthetic, Some(1));
+    vf.moved(false, now);
+    vf.guest_asks(VfPath, Some(2));
+    vf.want(None, now);
+    vf.take();
+    vf.moved(false, now);
+    assert_eq!(vf.take(), [Complete(2), MoveFilters(Synthetic)]);
+    vf.moved(true, now);
+    assert_eq!(vf.take(), [NotifySynthetic, associate(false), RevokeVpci(SERIAL)]);
 }
 
 #[test]
