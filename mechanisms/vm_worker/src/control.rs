@@ -1,0 +1,284 @@
+//! Private controls of a VM worker: their codes and JSON payloads, for both ends of device control.
+//!
+//! What the worker reports are levels: of each object the latest state that the client has not been told. A client that
+//! connects is told of all that is there; one that comes again has missed nothing that still matters.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// A private control's code, its input and its output.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+#[repr(u32)]
+pub enum PrivateControl {
+    /// Nothing in, [`WorkerStatus`] as JSON out.
+    Status = 1,
+    /// [`AdapterConfig`] as JSON in, nothing out: the VM has this synthetic NIC. It is offered to the guest whenever its
+    /// switch is there. The same again changes nothing; another switch, port or address takes the NIC from the guest
+    /// and offers it anew.
+    SetAdapter = 2,
+    /// [`AdapterNumber`] as JSON in, nothing out: the VM has this NIC no more. STATUS_NOT_FOUND if it had none.
+    /// Devices of the adapter stay.
+    RemoveAdapter = 3,
+    /// [`OfferVf`] as JSON in, nothing out, at once: offer the VF to the guest as a PCI device. Reported as
+    /// [`DeviceState::Offered`] or [`DeviceState::OfferFailed`]. STATUS_DEVICE_ALREADY_ATTACHED if the adapter has a device
+    /// with this serial number. Several devices of one adapter may exist, as one may be going while the next one comes.
+    OfferVf = 4,
+    /// [`ReplaceMitigatedRanges`] as JSON in, nothing out: the device's mitigated ranges are these now. STATUS_NOT_FOUND
+    /// if there is no such device.
+    ReplaceMitigatedRanges = 5,
+    /// [`DeviceName`] as JSON in, nothing out, at once: ask the guest to give the device up. Reported as
+    /// [`DeviceState::EjectComplete`] if it does. STATUS_NOT_FOUND if there is no such device.
+    EjectVf = 6,
+    /// [`RemoveVf`] as JSON in, nothing out, at once: take the device away, agreed or not. Reported as
+    /// [`DeviceState::Removed`], also for what was never offered.
+    RemoveVf = 7,
+    /// Nothing in, [`WorkerReport`] as JSON out. Pends until there is something that this client has not been told.
+    NextReport = 8,
+    /// Nothing in, nothing out: the VM ends.
+    Shutdown = 9,
+}
+
+impl PrivateControl {
+    /// The control with this code.
+    pub const fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            1 => Self::Status,
+            2 => Self::SetAdapter,
+            3 => Self::RemoveAdapter,
+            4 => Self::OfferVf,
+            5 => Self::ReplaceMitigatedRanges,
+            6 => Self::EjectVf,
+            7 => Self::RemoveVf,
+            8 => Self::NextReport,
+            9 => Self::Shutdown,
+            _ => return None,
+        })
+    }
+
+    /// Its code.
+    pub const fn code(self) -> u32 {
+        self as u32
+    }
+}
+
+/// Synthetic NICs that one VM can have.
+pub const MAX_ADAPTERS: usize = 8;
+/// Devices that can exist at a time, those included that are going.
+pub const MAX_DEVICES: usize = 64;
+/// Mitigated ranges of one BAR.
+pub const MAX_MITIGATED_RANGES: usize = 256;
+/// Room that the answer of [`PrivateControl::Status`] may need, bytes.
+pub const STATUS_CAPACITY: usize = 128 << 10;
+/// Room that the answer of [`PrivateControl::NextReport`] may need, bytes.
+pub const REPORT_CAPACITY: usize = 1024;
+
+/// A synthetic NIC of the VM.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// Number of the adapter in this VM, from 0. Its instance GUID is made from it, so that the guest knows the NIC again.
+    pub adapter: u32,
+    /// Address, as `00:15:5d:00:00:01`. Nothing but the instance GUID and reports depend on it here; the switch's
+    /// port has its own.
+    pub mac: String,
+    /// Device control socket of the switch.
+    pub switch: PathBuf,
+    /// The switch's port.
+    pub port: String,
+    /// Channels that the guest may open, the primary one included; at least 1.
+    pub max_channels: u16,
+}
+
+/// Names a synthetic NIC.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterNumber {
+    /// Number of the adapter in this VM.
+    pub adapter: u32,
+}
+
+/// Bytes of a BAR that the guest must not reach by itself (SPEC-PCIVIRT §6). Whole pages.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MitigatedRange {
+    /// First byte, from the start of the BAR.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Reads go to the PF driver. Those that do not are the VF's to answer.
+    #[serde(default = "yes")]
+    pub reads: bool,
+    /// Writes go to the PF driver.
+    #[serde(default = "yes")]
+    pub writes: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// For each BAR that has any, its mitigated ranges.
+pub type MitigatedRanges = BTreeMap<u8, Vec<MitigatedRange>>;
+
+/// A VF for the guest.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfferVf {
+    /// Whose it is.
+    pub adapter: u32,
+    /// Names this offering, and tells the guest which NIC the device belongs to. Never used again for another one.
+    pub serial: u32,
+    /// Where the VF is served by vfio-user.
+    pub vf_socket: PathBuf,
+    /// Device control socket of the NIC.
+    pub nic: PathBuf,
+    /// VF id.
+    pub vf: u16,
+    /// Its mitigated ranges.
+    #[serde(default)]
+    pub mitigated_ranges: MitigatedRanges,
+}
+
+/// Changes what of a device is mitigated.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceMitigatedRanges {
+    /// Whose device.
+    pub adapter: u32,
+    /// Which one.
+    pub serial: u32,
+    /// All of its mitigated ranges.
+    pub mitigated_ranges: MitigatedRanges,
+}
+
+/// Names a device.
+#[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceName {
+    /// Whose device.
+    pub adapter: u32,
+    /// Which one.
+    pub serial: u32,
+}
+
+/// Takes a device away.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveVf {
+    /// Whose device.
+    pub adapter: u32,
+    /// Which one.
+    pub serial: u32,
+    /// Whether the guest did not agree. Without effect on one that has given the device up.
+    pub surprise: bool,
+}
+
+/// What a client has not been told.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "report")]
+pub enum WorkerReport {
+    /// The guest.
+    Guest {
+        /// How it is.
+        state: GuestState,
+    },
+    /// A device.
+    Device {
+        /// Whose device.
+        adapter: u32,
+        /// Which one.
+        serial: u32,
+        /// How it is.
+        state: DeviceState,
+    },
+}
+
+/// How the guest is.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestState {
+    /// It runs.
+    Running,
+    /// It runs, and has started anew since this client was last told: what it had done is undone, what is offered to it
+    /// stays. Said before what the devices became by it.
+    Reset,
+    /// It has ended. All devices follow as [`DeviceState::Removed`].
+    Gone,
+}
+
+/// How a device is.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    /// The VF is being looked at; not reported.
+    Opening,
+    /// It is offered to the guest. Also when the guest closes the bus again.
+    Offered,
+    /// It could not be offered, and nothing of it is left. Told once, as [`Self::Removed`].
+    OfferFailed {
+        /// NTSTATUS.
+        status: u32,
+    },
+    /// The guest's VPCI driver has opened the bus.
+    BusOpened,
+    /// A driver in the guest has put the device to work: it has enabled bus mastering and memory.
+    DeviceStarted,
+    /// The guest has given the device up, after it was asked. Nothing is mapped any more.
+    EjectComplete,
+    /// It is gone: nothing maps its BARs, nobody uses its VF. Told once to each client that is connected, then forgotten.
+    Removed,
+}
+
+/// What the worker is doing.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Name of the VM.
+    pub name: String,
+    /// How the guest is: running or gone.
+    pub guest: GuestState,
+    /// Version of VMBus that the guest speaks, if it is connected.
+    pub vmbus: Option<String>,
+    /// Synthetic NICs, by number.
+    pub adapters: Vec<AdapterStatus>,
+    /// Devices, by adapter and serial number.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// A synthetic NIC.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AdapterStatus {
+    /// Number of the adapter.
+    pub adapter: u32,
+    /// Address.
+    pub mac: String,
+    /// Device control socket of the switch.
+    pub switch: PathBuf,
+    /// The switch's port.
+    pub port: String,
+    /// Whether its switch is there.
+    pub connected: bool,
+    /// What keeps it from its switch.
+    pub last_error: Option<String>,
+    /// Whether it is offered to the guest.
+    pub offered: bool,
+    /// Channels that the guest has open.
+    pub channels: u16,
+}
+
+/// A device.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Whose device.
+    pub adapter: u32,
+    /// Which one.
+    pub serial: u32,
+    /// VF id.
+    pub vf: u16,
+    /// How it is.
+    pub state: DeviceState,
+    /// Guest physical address of each BAR that the guest has mapped.
+    pub bars: BTreeMap<u8, u64>,
+    /// Interrupt vectors that reach the guest.
+    pub vectors: u16,
+}
