@@ -4,13 +4,9 @@ use std::os::fd::AsFd;
 
 use avf_protocol::BAR0_SIZE;
 use shared_memory::{Access, DoorbellPage, PAGE_SIZE, SharedMapping};
-use vfio_user_protocol::PciRegion;
+use vfio_user_client::{Client, ClientError, PciRegion, SharedRegion};
 
-use crate::{
-    DriverError, Result,
-    client::{Client, SharedRegion},
-    doorbell::Doorbell,
-};
+use crate::{Result, doorbell::Doorbell};
 
 /// Pages of the register file.
 const PAGES: usize = 16;
@@ -35,10 +31,8 @@ impl Bar {
     pub(crate) fn open(client: Client) -> Result<Self> {
         let region = client.region_info(PciRegion::Bar0)?;
         if region.size < BAR0_SIZE {
-            return Err(DriverError::Protocol {
-                command: "DEVICE_GET_REGION_INFO",
-                problem: format!("BAR0 has {} bytes; AVF needs {BAR0_SIZE}", region.size),
-            });
+            let problem = format!("BAR0 has {} bytes; AVF needs {BAR0_SIZE}", region.size);
+            return Err(ClientError::Protocol { command: "DEVICE_GET_REGION_INFO", problem }.into());
         }
         let pages = region.shared.map(|shared| map_pages(&shared)).unwrap_or_default();
         Ok(Self { client, pages })
@@ -81,7 +75,9 @@ impl Registers for Bar {
     fn read(&self, offset: u32) -> Result<u32> {
         match self.shared(offset) {
             Some((page, index)) => Ok(page.load(index)),
-            None => self.client.region_read(PciRegion::Bar0, offset.into()).map(u32::from_le_bytes),
+            None => {
+                Ok(u32::from_le_bytes(self.client.region_read(PciRegion::Bar0, offset.into())?))
+            }
         }
     }
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use shared_memory::DescriptorRing;
+use vfio_user_client::{Client, ClientError, DeviceInfo, PciRegion};
 
 use crate::{
     AvfControl, DriverConfig, DriverError, DriverMemory, Result, RxQueue, TxQueue, bar::Bar,
-    buffers::Depot, client::Client, gate::Generation,
+    buffers::Depot, gate::Generation,
 };
 
 /// PCI vendor and the device ids of functions that speak AVF (SPEC-AVF §1.1).
@@ -110,13 +111,11 @@ fn pair(control: &AvfControl, depot: &Arc<Depot>, index: u16) -> Result<QueuePai
 /// Refuses functions that are not AVF.
 fn identify(client: &Client) -> Result<()> {
     let info = client.device_info()?;
-    if info.flags & vfio_user_protocol::DeviceInfo::FLAG_PCI == 0 {
-        return Err(DriverError::Protocol {
-            command: "DEVICE_GET_INFO",
-            problem: "it serves no PCI function".into(),
-        });
+    if info.flags & DeviceInfo::FLAG_PCI == 0 {
+        let problem = "it serves no PCI function".into();
+        return Err(ClientError::Protocol { command: "DEVICE_GET_INFO", problem }.into());
     }
-    let [a, b, c, d] = client.region_read::<4>(vfio_user_protocol::PciRegion::Config, 0)?;
+    let [a, b, c, d] = client.region_read::<4>(PciRegion::Config, 0)?;
     let (vendor, device) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
     if vendor != VENDOR || !DEVICES.contains(&device) {
         return Err(DriverError::NotAvf { vendor, device });

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use shared_memory::MemoryError;
+use vfio_user_client::ClientError;
 
 /// An error of the AVF driver. None of them is raised per frame: the data path counts instead
 /// ([`crate::TxCounters`], [`crate::RxCounters`]).
@@ -45,23 +46,9 @@ pub enum DriverError {
         /// How long.
         limit: Duration,
     },
-    /// The server broke the vfio-user protocol.
-    #[error("the vfio-user server's reply to {command} is not valid: {problem}")]
-    Protocol {
-        /// The command it answered.
-        command: &'static str,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The server refused a vfio-user command.
-    #[error("the vfio-user server refused {command}")]
-    Refused {
-        /// The command.
-        command: &'static str,
-        /// Its error number.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The server broke the vfio-user protocol, or refused a command.
+    #[error(transparent)]
+    VfioUser(ClientError),
     /// The function behind the socket is not an AVF device (SPEC-AVF §1.1).
     #[error("the function is not an AVF device: {vendor:04x}:{device:04x}")]
     NotAvf {
@@ -114,3 +101,16 @@ pub enum DriverError {
 
 /// Result of this crate.
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
+
+/// What means the same whatever the device is reached by is this driver's own; the rest stays the client's.
+impl From<ClientError> for DriverError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Connect { socket, source } => Self::Connect { socket, source },
+            ClientError::Gone => Self::DeviceGone,
+            ClientError::Io { operation, source } => Self::Io { operation, source },
+            ClientError::TimedOut { what, limit } => Self::TimedOut { what, limit },
+            error => Self::VfioUser(error),
+        }
+    }
+}

@@ -52,12 +52,11 @@
 //! the data path nothing.
 //!
 //! Specification: SPEC-AVF (Appendix A is the sequence), vfio-user 0.0. Layer: mechanisms
-//! (ARCHITECTURE.md); uses `avf_protocol`, `vfio_user_protocol`, `shared_memory`.
+//! (ARCHITECTURE.md); uses `avf_protocol`, `vfio_user_client`, `shared_memory`.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 mod bar;
 mod buffers;
-mod client;
 mod config;
 mod control;
 mod doorbell;

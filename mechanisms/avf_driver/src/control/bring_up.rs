@@ -15,7 +15,7 @@ use avf_protocol::{
         VectorMap, Version, VfResources,
     },
 };
-use vfio_user_protocol::{DeviceInfo, PciRegion};
+use vfio_user_client::{DeviceInfo, PciIrq};
 
 use super::{AvfControl, Capabilities, RebuildError, State};
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// COMMAND register of configuration space, and its Memory Space and Bus Master bits.
-const PCI_COMMAND: u64 = 4;
+const PCI_COMMAND: u16 = 4;
 const PCI_COMMAND_MEMORY_AND_MASTER: u16 = 0b110;
 
 /// RSS key where the caller gives none: the widely used one of Microsoft's RSS verification suite,
@@ -71,9 +71,10 @@ impl AvfControl {
     /// Lets the device decode its registers, reach memory and interrupt.
     fn set_bus_master(&mut self) -> Result<()> {
         let client = self.bar.client();
-        let command = u16::from_le_bytes(client.region_read(PciRegion::Config, PCI_COMMAND)?);
-        let command = command | PCI_COMMAND_MEMORY_AND_MASTER;
-        client.region_write(PciRegion::Config, PCI_COMMAND, &command.to_le_bytes())
+        let mut command = [0; 2];
+        client.config_read(PCI_COMMAND, &mut command)?;
+        let command = u16::from_le_bytes(command) | PCI_COMMAND_MEMORY_AND_MASTER;
+        Ok(client.config_write(PCI_COMMAND, &command.to_le_bytes())?)
     }
 
     /// Starts the mailbox and agrees with the PF on version and resources. Returns how many queue
@@ -240,7 +241,8 @@ impl AvfControl {
             return Ok(());
         }
         let needed = self.queue_pairs + 1;
-        if self.capabilities.vectors < needed || self.bar.client().msix_count()? < u32::from(needed)
+        if self.capabilities.vectors < needed
+            || self.bar.client().irq_info(PciIrq::Msix)?.count < u32::from(needed)
         {
             return Err(DriverError::NotGranted("an interrupt vector for each queue pair"));
         }
@@ -251,7 +253,7 @@ impl AvfControl {
         }
         self.events.iter().for_each(|event| vector::clear(event.as_fd()));
         let events: Vec<_> = self.events.iter().map(|event| event.as_fd()).collect();
-        self.bar.client().set_msix_events(&events)?;
+        self.bar.client().set_irq_events(PciIrq::Msix, 0, &events)?;
         self.write(DYN_CTL01, DynCtl::ENABLE.0)?;
         self.write(ICR0_ENA1, cause::ADMINQ)?;
         // The flush that all drivers do (SPEC-AVF §2.4).

@@ -239,7 +239,7 @@ impl AvfControl {
         let liveness = due(self.next_liveness);
         if liveness {
             self.next_liveness = now.checked_add(LIVENESS_INTERVAL);
-            let check = self.bar.client().check();
+            let check = self.bar.client().check().map_err(DriverError::from);
             self.watch(check)?;
         }
         if liveness || self.mailbox.has_message() {

@@ -87,7 +87,7 @@ impl AvfControl {
             if self.resets_noticed() != resets {
                 return Err(DriverError::NeedsRebuild);
             }
-            let check = self.bar.client().check();
+            let check = self.bar.client().check().map_err(DriverError::from);
             self.watch(check)?;
             let more = pause.sleep(self)?;
             if !more || Instant::now() >= look_for_reset {

@@ -24,23 +24,23 @@ use rustix::{
 use vfio_user_protocol::{Command, HEADER_SIZE, Header, MessageType};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{DriverError, Result};
+use crate::{ClientError, Result};
 
 /// Descriptors that one message carries at most.
-pub(super) const MAX_FDS: usize = 16;
+pub(crate) const MAX_FDS: usize = 16;
 /// Bytes of a reply at most; larger ones are a broken server's.
-const MAX_REPLY: usize = 1 << 20;
+pub(crate) const MAX_REPLY: usize = 1 << 20;
 
 /// A reply: its payload and the descriptors that came with it.
 #[derive(Debug, Default)]
-pub(super) struct Reply {
-    pub(super) payload: Vec<u8>,
-    pub(super) fds: Vec<OwnedFd>,
+pub(crate) struct Reply {
+    pub(crate) payload: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
 }
 
 /// A connection to a vfio-user server.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     socket: OwnedFd,
     limit: Duration,
     next_id: u16,
@@ -52,9 +52,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn connect(path: &Path, limit: Duration) -> Result<Self> {
+    pub(crate) fn connect(path: &Path, limit: Duration) -> Result<Self> {
         let failed =
-            |errno: Errno| DriverError::Connect { socket: path.into(), source: errno.into() };
+            |errno: Errno| ClientError::Connect { socket: path.into(), source: errno.into() };
         let socket = rustix::net::socket_with(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -68,7 +68,7 @@ impl Connection {
     }
 
     /// A connection over a connected socket.
-    pub(super) fn over(socket: OwnedFd, limit: Duration) -> Self {
+    pub(crate) fn over(socket: OwnedFd, limit: Duration) -> Self {
         Self {
             socket,
             limit,
@@ -80,21 +80,21 @@ impl Connection {
     }
 
     /// Whether the server is known to be gone.
-    pub(super) fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         self.gone
     }
 
     #[cfg(test)]
-    pub(super) fn set_limit(&mut self, limit: Duration) {
+    pub(crate) fn set_limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
 
-    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
     /// Sends a command and waits for its reply.
-    pub(super) fn call(
+    pub(crate) fn call(
         &mut self,
         command: Command,
         payload: &[u8],
@@ -104,7 +104,7 @@ impl Connection {
         let id = self.send(command, 0, payload, fds, deadline)?;
         loop {
             let Some((header, reply)) = self.next_message(deadline)? else {
-                return Err(DriverError::TimedOut {
+                return Err(ClientError::TimedOut {
                     what: "the reply of the vfio-user server",
                     limit: self.limit,
                 });
@@ -115,14 +115,14 @@ impl Connection {
             }
             let name = name(command);
             if header.command != u16::from(command) {
-                return Err(DriverError::Protocol {
+                return Err(ClientError::Protocol {
                     command: name,
                     problem: format!("it answers command {}", header.command),
                 });
             }
             if header.flags & Header::ERROR != 0 {
                 let errno = i32::try_from(header.error).unwrap_or(0);
-                return Err(DriverError::Refused {
+                return Err(ClientError::Refused {
                     command: name,
                     source: std::io::Error::from_raw_os_error(errno),
                 });
@@ -132,13 +132,13 @@ impl Connection {
     }
 
     /// Sends a command that wants no reply.
-    pub(super) fn post(&mut self, command: Command, payload: &[u8]) -> Result<()> {
+    pub(crate) fn post(&mut self, command: Command, payload: &[u8]) -> Result<()> {
         let deadline = Instant::now() + self.limit;
         self.send(command, Header::NO_REPLY, payload, &[], deadline).map(|_| ())
     }
 
     /// Takes what lies ready on the socket: late replies, and the news that the server is gone.
-    pub(super) fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         let now = Instant::now();
         while self.next_message(now)?.is_some() {}
         Ok(())
@@ -153,12 +153,12 @@ impl Connection {
         deadline: Instant,
     ) -> Result<u16> {
         if self.gone {
-            return Err(DriverError::DeviceGone);
+            return Err(ClientError::Gone);
         }
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
         let mut header = Header::command(id, command, payload.len()).map_err(|error| {
-            DriverError::Protocol { command: name(command), problem: error.to_string() }
+            ClientError::Protocol { command: name(command), problem: error.to_string() }
         })?;
         header.flags |= flags;
         let header = header.as_bytes();
@@ -176,7 +176,7 @@ impl Connection {
                     if !self.wait(PollFlags::OUT, deadline)? {
                         // A command sent in part cannot be taken back.
                         self.gone |= sent > 0;
-                        return Err(DriverError::TimedOut {
+                        return Err(ClientError::TimedOut {
                             what: "the vfio-user server taking a command",
                             limit: self.limit,
                         });
@@ -219,7 +219,7 @@ impl Connection {
     /// Reads one whole message; what was read of it stays when the deadline passes.
     fn read_message(&mut self, deadline: Instant) -> Result<Option<(Header, Reply)>> {
         if self.gone {
-            return Err(DriverError::DeviceGone);
+            return Err(ClientError::Gone);
         }
         loop {
             // The header alone first: descriptors come with it.
@@ -243,7 +243,7 @@ impl Connection {
             match self.receive_some(missing) {
                 Ok(0) => {
                     self.gone = true;
-                    return Err(DriverError::DeviceGone);
+                    return Err(ClientError::Gone);
                 }
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
@@ -301,7 +301,7 @@ impl Connection {
                 Ok(_) => return Ok(true),
                 Err(Errno::INTR) => {}
                 Err(errno) => {
-                    return Err(DriverError::Io {
+                    return Err(ClientError::Io {
                         operation: "waiting for the vfio-user server",
                         source: errno.into(),
                     });
@@ -310,18 +310,18 @@ impl Connection {
         }
     }
 
-    fn failed(&mut self, operation: &'static str, errno: Errno) -> DriverError {
+    fn failed(&mut self, operation: &'static str, errno: Errno) -> ClientError {
         if matches!(errno, Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) {
             self.gone = true;
-            return DriverError::DeviceGone;
+            return ClientError::Gone;
         }
-        DriverError::Io { operation, source: errno.into() }
+        ClientError::Io { operation, source: errno.into() }
     }
 
     /// The stream is out of step: nothing on it means anything any more.
-    fn broken(&mut self, command: &'static str, problem: String) -> DriverError {
+    fn broken(&mut self, command: &'static str, problem: String) -> ClientError {
         self.gone = true;
-        DriverError::Protocol { command, problem }
+        ClientError::Protocol { command, problem }
     }
 }
 
@@ -345,7 +345,7 @@ fn send_some(
 }
 
 /// The command's name as the specification writes it.
-pub(super) fn name(command: Command) -> &'static str {
+pub(crate) fn name(command: Command) -> &'static str {
     match command {
         Command::Version => "VERSION",
         Command::DmaMap => "DMA_MAP",

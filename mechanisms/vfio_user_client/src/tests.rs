@@ -4,20 +4,24 @@ use std::{
     io::{IoSliceMut, Read, Write},
     mem::MaybeUninit,
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
+    path::Path,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use vfio_user_protocol::{Command, Header, IrqSetHeader, emit_region_info};
-use zerocopy::IntoBytes;
+use vfio_user_protocol::{
+    Command, DmaUnmap, Header, IrqSetHeader, RegionAccess, RegionInfo, Version, emit_region_info,
+};
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::*;
+use crate::{connection::Connection, *};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -86,12 +90,16 @@ fn serve<T: Send + 'static>(
     (directory, path, thread)
 }
 
+fn event_descriptor() -> OwnedFd {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap()
+}
+
 const CAPABILITIES: &str = r#"{"capabilities": {"max_msg_fds": 2, "unknown": [1, 2]}}"#;
 
 #[test]
 fn nobody_at_the_socket_is_a_connect_error() {
     let error = Client::connect(Path::new("/nonexistent/socket"), LIMIT).unwrap_err();
-    assert!(matches!(error, DriverError::Connect { .. }));
+    assert!(matches!(error, ClientError::Connect { .. }));
     assert!(error.to_string().contains("/nonexistent/socket"));
 }
 
@@ -103,7 +111,7 @@ fn another_major_version_or_garbage_is_refused() {
             peer.reply(&header, answer);
         });
         let error = Client::connect(&path, LIMIT).unwrap_err();
-        assert!(matches!(error, DriverError::Protocol { command: "VERSION", .. }), "{error:?}");
+        assert!(matches!(error, ClientError::Protocol { command: "VERSION", .. }), "{error:?}");
         server.join().unwrap();
     }
 }
@@ -120,7 +128,7 @@ fn a_refused_command_is_an_error_with_its_number_and_the_connection_goes_on() {
     });
     let client = Client::connect(&path, LIMIT).unwrap();
     match client.reset().unwrap_err() {
-        DriverError::Refused { command: "DEVICE_RESET", source } => {
+        ClientError::Refused { command: "DEVICE_RESET", source } => {
             assert_eq!(source.raw_os_error(), Some(16));
         }
         other => panic!("{other:?}"),
@@ -148,7 +156,7 @@ fn a_server_that_hangs_costs_a_timeout_and_its_late_reply_confuses_nobody() {
     let client = Client::connect(&path, LIMIT).unwrap();
     client.lock().set_limit(Duration::from_millis(20));
     let error = client.region_read::<4>(PciRegion::Config, 0).unwrap_err();
-    assert!(matches!(error, DriverError::TimedOut { .. }), "{error:?}");
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");
     client.lock().set_limit(LIMIT);
     assert_eq!(client.region_read::<4>(PciRegion::Config, 4).unwrap(), [1, 2, 3, 4]);
     server.join().unwrap();
@@ -162,12 +170,12 @@ fn a_server_that_dies_in_the_middle_of_a_reply_is_gone() {
         peer.0.write_all(&header.reply(16).unwrap().as_bytes()[..9]).unwrap();
     });
     let client = Client::connect(&path, LIMIT).unwrap();
-    assert!(matches!(client.device_info(), Err(DriverError::DeviceGone)));
+    assert!(matches!(client.device_info(), Err(ClientError::Gone)));
     assert!(client.is_gone());
     server.join().unwrap();
-    assert!(matches!(client.reset(), Err(DriverError::DeviceGone)));
-    assert!(matches!(client.check(), Err(DriverError::DeviceGone)));
-    assert!(matches!(client.region_post(PciRegion::Bar0, 0, 0), Err(DriverError::DeviceGone)));
+    assert!(matches!(client.reset(), Err(ClientError::Gone)));
+    assert!(matches!(client.check(), Err(ClientError::Gone)));
+    assert!(matches!(client.region_post(PciRegion::Bar0, 0, 0), Err(ClientError::Gone)));
 }
 
 #[test]
@@ -185,7 +193,7 @@ fn lies_about_lengths_end_the_connection_without_harm() {
         });
         let client = Client::connect(&path, LIMIT).unwrap();
         let error = client.device_info().unwrap_err();
-        assert!(matches!(error, DriverError::Protocol { .. }), "{error:?}");
+        assert!(matches!(error, ClientError::Protocol { .. }), "{error:?}");
         assert!(client.is_gone());
         server.join().unwrap();
     }
@@ -203,7 +211,7 @@ fn replies_that_are_too_short_or_answer_something_else_are_errors() {
         peer.reply(&Header { command: 1, ..header }, &[]);
     });
     let client = Client::connect(&path, LIMIT).unwrap();
-    let protocol = |error| matches!(error, DriverError::Protocol { .. });
+    let protocol = |error| matches!(error, ClientError::Protocol { .. });
     assert!(client.device_info().is_err_and(protocol));
     assert!(client.region_read::<4>(PciRegion::Config, 0).is_err_and(protocol));
     assert!(client.reset().is_err_and(protocol));
@@ -269,10 +277,152 @@ fn event_descriptors_go_out_in_messages_no_larger_than_the_server_takes() {
         seen
     });
     let client = Client::connect(&path, LIMIT).unwrap();
-    let events: Vec<_> = (0..5).map(|_| crate::vector::event_descriptor().unwrap()).collect();
+    let events: Vec<_> = (0..5).map(|_| event_descriptor()).collect();
     let events: Vec<_> = events.iter().map(AsFd::as_fd).collect();
-    client.set_msix_events(&events).unwrap();
+    client.set_irq_events(PciIrq::Msix, 0, &events).unwrap();
     assert_eq!(server.join().unwrap(), [(0, 2, 2), (2, 2, 2), (4, 1, 1)]);
+}
+
+#[test]
+fn event_descriptors_may_begin_at_any_interrupt_and_are_taken_away_without_any() {
+    let (_directory, path, server) = serve(|peer| {
+        peer.version(CAPABILITIES);
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let (header, payload, fds) = peer.expect(Command::DeviceSetIrqs);
+            let set = IrqSetHeader::read_from_prefix(&payload).unwrap().0;
+            assert_eq!((set.argsz as usize, payload.len()), (20, 20));
+            seen.push((set.index, set.flags, set.start, set.count, fds.len()));
+            peer.reply(&header, &[]);
+        }
+        seen
+    });
+    let client = Client::connect(&path, LIMIT).unwrap();
+    let event = event_descriptor();
+    client.set_irq_events(PciIrq::Msix, 7, &[event.as_fd()]).unwrap();
+    client.clear_irq_events(PciIrq::Msix, 3, 9).unwrap();
+    client.clear_irq_events(PciIrq::Msix, 3, 0).unwrap();
+    client.disable_irqs(PciIrq::Msi).unwrap();
+    let (data_none, data_eventfd, trigger) = (1, 4, 0x20);
+    assert_eq!(
+        server.join().unwrap(),
+        [
+            (2, data_eventfd | trigger, 7, 1, 1),
+            (2, data_eventfd | trigger, 3, 9, 0),
+            (1, data_none | trigger, 0, 0, 0),
+        ]
+    );
+}
+
+#[test]
+fn interrupts_are_asked_about_by_their_kind() {
+    let (_directory, path, server) = serve(|peer| {
+        peer.version(CAPABILITIES);
+        let (header, payload, _) = peer.expect(Command::DeviceGetIrqInfo);
+        let asked = IrqInfo::read_from_prefix(&payload).unwrap().0;
+        let flags = IrqInfo::FLAG_EVENTFD;
+        peer.reply(&header, IrqInfo { flags, count: 5, ..asked }.as_bytes());
+        asked
+    });
+    let client = Client::connect(&path, LIMIT).unwrap();
+    let info = client.irq_info(PciIrq::Msix).unwrap();
+    assert_eq!((info.index, info.count, info.flags), (2, 5, IrqInfo::FLAG_EVENTFD));
+    assert_eq!(server.join().unwrap(), IrqInfo { argsz: 16, flags: 0, index: 2, count: 0 });
+}
+
+#[test]
+fn memory_is_taken_away_range_by_range_or_all_at_once() {
+    let (_directory, path, server) = serve(|peer| {
+        peer.version(CAPABILITIES);
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let (header, payload, fds) = peer.expect(Command::DmaUnmap);
+            assert!(fds.is_empty());
+            let unmap = DmaUnmap::read_from_bytes(&payload).unwrap();
+            seen.push(unmap.target().unwrap());
+            peer.reply(&header, &payload);
+        }
+        let (header, ..) = peer.expect(Command::DmaUnmap);
+        let refusal = header.error_reply(vfio_user_protocol::Errno::INVAL);
+        peer.0.write_all(refusal.as_bytes()).unwrap();
+        seen
+    });
+    let client = Client::connect(&path, LIMIT).unwrap();
+    client.dma_unmap(0x10_0000, 0x2000).unwrap();
+    client.dma_unmap_all().unwrap();
+    let refused = client.dma_unmap(0x10_0000, 0x2000).unwrap_err();
+    assert!(matches!(refused, ClientError::Refused { command: "DMA_UNMAP", .. }), "{refused:?}");
+    use vfio_user_protocol::DmaUnmapTarget::{All, Range};
+    let expected = [Range { address: 0x10_0000, size: 0x2000 }, All];
+    assert_eq!(server.join().unwrap(), expected);
+}
+
+/// Serves a region whose bytes count up, and keeps what is written, until the client hangs up.
+fn region_server(peer: &mut Peer) -> Vec<(Command, u64, u32, u32, Vec<u8>)> {
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        let (header, payload, _) = peer.next();
+        let (access, data) = RegionAccess::read_from_prefix(&payload).unwrap();
+        let RegionAccess { offset, region, count } = access;
+        let command = Command::try_from(header.command).unwrap();
+        seen.push((command, offset, region, count, data.to_vec()));
+        let mut reply = access.as_bytes().to_vec();
+        if command == Command::RegionRead {
+            reply.extend((offset..offset + u64::from(count)).map(|byte| byte as u8));
+        }
+        peer.reply(&header, &reply);
+    }
+    seen
+}
+
+#[test]
+fn configuration_space_is_accessed_as_pci_does_and_in_no_other_way() {
+    let (_directory, path, server) = serve(|peer| {
+        peer.version(CAPABILITIES);
+        region_server(peer)
+    });
+    let client = Client::connect(&path, LIMIT).unwrap();
+    for (offset, length) in [(0, 0), (0, 3), (1, 2), (2, 4), (0, 8)] {
+        let error = client.config_read(offset, &mut [0; 8][..length]).unwrap_err();
+        assert!(matches!(error, ClientError::ConfigAccess { .. }), "{error:?}");
+        assert!(client.config_write(offset, &[0; 8][..length]).is_err());
+    }
+    for (offset, length) in [(0x3D, 1), (0x06, 2), (0x100, 4)] {
+        let mut data = [0xEE; 4];
+        client.config_read(offset, &mut data[..length]).unwrap();
+        let expected: Vec<_> = (0..length).map(|at| (usize::from(offset) + at) as u8).collect();
+        assert_eq!(data[..length], expected);
+        client.config_write(offset, &[9, 8, 7, 6][..length]).unwrap();
+    }
+    use Command::{RegionRead, RegionWrite};
+    let config = PciRegion::Config.index();
+    assert_eq!(
+        server.join().unwrap(),
+        [
+            (RegionRead, 0x3D, config, 1, vec![]),
+            (RegionWrite, 0x3D, config, 1, vec![9]),
+            (RegionRead, 0x06, config, 2, vec![]),
+            (RegionWrite, 0x06, config, 2, vec![9, 8]),
+            (RegionRead, 0x100, config, 4, vec![]),
+            (RegionWrite, 0x100, config, 4, vec![9, 8, 7, 6]),
+        ]
+    );
+}
+
+#[test]
+fn long_accesses_go_in_parts_of_what_the_server_transfers() {
+    let (_directory, path, server) = serve(|peer| {
+        peer.version(r#"{"capabilities": {"max_data_xfer_size": 100}}"#);
+        region_server(peer)
+    });
+    let client = Client::connect(&path, LIMIT).unwrap();
+    let mut data = [0; 250];
+    client.region_read_into(PciRegion::Bar0, 5, &mut data).unwrap();
+    assert!(data.iter().zip(5..).all(|(byte, expected)| usize::from(*byte) == expected % 256));
+    client.region_write(PciRegion::Bar0, 5, &data).unwrap();
+    client.region_read_into(PciRegion::Bar0, 5, &mut []).unwrap();
+    let seen: Vec<_> = server.join().unwrap().into_iter().map(|seen| (seen.1, seen.3)).collect();
+    assert_eq!(seen, [(5, 100), (105, 100), (205, 50), (5, 100), (105, 100), (205, 50)]);
 }
 
 #[test]
@@ -311,7 +461,7 @@ proptest::proptest! {
         theirs.write_all(&bytes).unwrap();
         drop(theirs);
         let connection = Connection::over(ours.into(), LIMIT);
-        let client = Client { connection: Arc::new(Mutex::new(connection)), max_fds: 16 };
+        let client = Client::over(connection, 16, 4096);
         let _ = client.device_info();
         proptest::prop_assert!(client.region_info(PciRegion::Bar0).is_err());
         proptest::prop_assert!(client.reset().is_err());
