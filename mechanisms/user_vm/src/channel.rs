@@ -32,8 +32,8 @@ const MAX_FDS: usize = 3;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
-    /// From the launcher's parent, first of all: what VM to be. The control socket's listener is beside it,
-    /// if there is one.
+    /// From the launcher's parent, first of all: what VM to be. Beside it are the partition's guest end, if the VM is
+    /// on VMBus, then the control socket's listener, if there is one.
     Start(Box<UserVmConfig>),
     /// From the launcher's parent: another connection, which is beside the message.
     Adopt,
@@ -43,6 +43,14 @@ pub(crate) enum Request {
     Signal(i32),
     /// Tell what was counted.
     Statistics,
+    /// Bring the VF's driver up or down, as `ip link set` does with a VF's interface: the adapter's data path moves.
+    /// Answered once it has.
+    SetVf {
+        /// Which adapter, from 0; all if `None`.
+        adapter: Option<u32>,
+        /// Up or down.
+        up: bool,
+    },
     /// End the VM.
     Shutdown,
 }
@@ -90,6 +98,9 @@ pub(crate) enum Reply {
     Ended(ProgramExit),
     /// What was counted.
     Statistics(Box<VmStatistics>),
+    /// The data path of all adapters that were asked for is where it should be; false if some adapter has no VF that
+    /// could be used.
+    VfSet(bool),
     /// To the launcher's parent: the VF is gone, and the VM ends for it.
     VfLost(String),
     /// To the launcher's parent: the VM cannot go on.

@@ -19,8 +19,8 @@ pub const DEFAULT_MEMORY: u64 = 32 << 20;
 pub struct UserVmConfig {
     /// The VM's name, which is also its host name.
     pub name: String,
-    /// The vfio-user socket of its VF.
-    pub vf_socket: PathBuf,
+    /// What carries its network adapters.
+    pub path: GuestNetwork,
     /// Addresses of `eth0`.
     pub addresses: Vec<InterfaceAddress>,
     /// Default gateway, reached through `eth0`.
@@ -29,15 +29,17 @@ pub struct UserVmConfig {
     pub command: Vec<OsString>,
     /// Bytes of the memory file that holds rings and packet buffers.
     pub memory: u64,
-    /// Queue pairs to ask the PF for; it may grant fewer.
+    /// Queue pairs to ask of a VF's PF, and channels to ask of a synthetic adapter; fewer may be granted.
     pub queue_pairs: u16,
-    /// MTU of `eth0`, bytes; 1500 if `None`. No more than the VF's longest frame allows.
+    /// MTU of `eth0`, bytes; 1500 if `None`. No more than the longest frame of the VF, or of the synthetic adapter,
+    /// allows.
     pub mtu: Option<u32>,
     /// What kind of interface `eth0` is.
     pub interface: GuestInterfaceKind,
-    /// What to do when the VF is gone.
+    /// What to do when the VF of [`GuestNetwork::Vf`] is gone. On VMBus a VF comes and goes, and the synthetic
+    /// adapter carries on.
     pub on_vf_loss: OnVfLoss,
-    /// How long the VF may take to answer at the start.
+    /// How long the VF, or the VMBus server, may take to answer at the start.
     pub start_timeout: Duration,
     /// Where to offer the control socket for `vm exec` and statistics; none if `None`.
     pub control_socket: Option<PathBuf>,
@@ -46,9 +48,18 @@ pub struct UserVmConfig {
 impl UserVmConfig {
     /// A VM of this name on the VF at `vf_socket`, with everything else as usual.
     pub fn new(name: impl Into<String>, vf_socket: impl Into<PathBuf>) -> Self {
+        Self::with(name.into(), GuestNetwork::Vf { socket: vf_socket.into() })
+    }
+
+    /// A VM of this name on a user-mode partition's VMBus, with everything else as usual.
+    pub fn on_vmbus(name: impl Into<String>) -> Self {
+        Self::with(name.into(), GuestNetwork::Vmbus)
+    }
+
+    fn with(name: String, path: GuestNetwork) -> Self {
         Self {
-            name: name.into(),
-            vf_socket: vf_socket.into(),
+            name,
+            path,
             addresses: Vec::new(),
             gateway: None,
             command: Vec::new(),
@@ -62,6 +73,24 @@ impl UserVmConfig {
         }
     }
 }
+
+/// What carries a VM's network adapters.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestNetwork {
+    /// One VF, from the start to the end; the VM makes its own memory.
+    Vf {
+        /// Its vfio-user socket.
+        socket: PathBuf,
+    },
+    /// VMBus of a user-mode partition, whose memory is the VM's. Synthetic adapters come as NetVSP offers (`eth0`,
+    /// `eth1` … up to [`MAX_ADAPTERS`]), VFs as VPCI offers. The partition's guest end is given to
+    /// [`UserVm::spawn_on`](crate::UserVm::spawn_on) or [`run_on`](crate::run_on).
+    Vmbus,
+}
+
+/// Network adapters of one VM, at most.
+pub const MAX_ADAPTERS: usize = 8;
 
 /// What a VM's `eth0` is made of.
 #[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
@@ -180,8 +209,12 @@ mod tests {
         config.gateway = Some("10.0.0.254".parse().unwrap());
         config.command = vec!["ping".into(), "-c1".into()];
         config.control_socket = Some("/run/vm1.sock".into());
-        let json = serde_json::to_string(&config).unwrap();
-        assert_eq!(serde_json::from_str::<UserVmConfig>(&json).unwrap(), config);
+        let mut other = config.clone();
+        other.path = GuestNetwork::Vmbus;
+        for config in [config, other] {
+            let json = serde_json::to_string(&config).unwrap();
+            assert_eq!(serde_json::from_str::<UserVmConfig>(&json).unwrap(), config);
+        }
     }
 
     proptest! {

@@ -15,6 +15,11 @@ pub enum UserVmError {
     /// A VM of this name runs already.
     #[error("a VM already answers on {}; stop it or choose another name", .0.display())]
     AlreadyRuns(PathBuf),
+    /// What carries the VM's adapters, and what was given to start it, do not belong together.
+    #[error(
+        "VM {0}: a VM on VMBus needs its partition's guest end to start, and a VM on a VF takes none"
+    )]
+    Partition(String),
     /// No VM answers on a control socket.
     #[error("no VM answers on {}; is it running?", socket.display())]
     NotRunning {
@@ -61,6 +66,11 @@ pub enum UserVmError {
         /// How long, in seconds.
         seconds: u64,
     },
+    /// An adapter has no VF that could carry it.
+    #[error(
+        "VM {0} has no VF that could carry its adapter: has the host offered one, and associated it?"
+    )]
+    NoVf(String),
     /// A program could not be run in the VM.
     #[error("cannot run {program} in VM {name}")]
     Program {
@@ -124,6 +134,8 @@ pub enum StartFailureKind {
     Setup,
     /// The VF did not answer, or could not be brought up.
     Vf,
+    /// The partition or its VMBus did not answer.
+    Vmbus,
     /// `eth0` could not be created or configured.
     Interface,
 }

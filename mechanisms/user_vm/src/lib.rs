@@ -25,10 +25,13 @@ mod sys;
 mod vm;
 
 pub use config::{
-    AddressError, DEFAULT_MEMORY, GuestInterfaceKind, InterfaceAddress, OnVfLoss, UnknownValue,
-    UserVmConfig,
+    AddressError, DEFAULT_MEMORY, GuestInterfaceKind, GuestNetwork, InterfaceAddress, MAX_ADAPTERS,
+    OnVfLoss, UnknownValue, UserVmConfig,
 };
 pub use error::{ProgramExit, StartFailure, StartFailureKind, UserVmError};
-pub use host::{Program, ProgramOutput, RunningProgram, UserVm, VmClient, run};
-pub use statistics::{CarrierDirection, Drops, InterfaceCounters, VfState, VmStatistics};
+pub use host::{Program, ProgramOutput, RunningProgram, UserVm, VmClient, run, run_on};
+pub use statistics::{
+    AdapterStatistics, CarrierDirection, DataPath, DataPathStatistics, Drops, InterfaceCounters,
+    PathStatistics, SyntheticState, Traffic, VfState, VmStatistics,
+};
 pub use vm::enter_if_requested;

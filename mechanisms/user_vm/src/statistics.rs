@@ -7,16 +7,134 @@ use serde::{Deserialize, Serialize};
 /// A frame that a program sends is counted by `eth0` (transmit), by the carrier (to the VF) and by the VF
 /// (transmit), each time as one packet; the carrier also counts the frames that it becomes on the wire once the
 /// VF has cut large segments. On the way in the same holds in reverse order.
+///
+/// The fields before `adapters` are those of `eth0`, whatever carries it.
 #[derive(Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
 pub struct VmStatistics {
     /// The VF as its driver sees it.
     pub vf: VfState,
     /// `eth0` as the guest's kernel counts it.
     pub eth0: InterfaceCounters,
-    /// From `eth0` to the VF.
+    /// From `eth0` to the VF; where there is a synthetic path beside it, to both.
     pub to_vf: CarrierDirection,
-    /// From the VF to `eth0`.
+    /// To `eth0` from the VF; where there is a synthetic path beside it, from both.
     pub to_guest: CarrierDirection,
+    /// All adapters: `eth0` first.
+    #[serde(default)]
+    pub adapters: Vec<AdapterStatistics>,
+}
+
+/// One network adapter of a VM, with the paths that carry it.
+///
+/// `from_guest` is the sum of what both paths sent, and `to_guest` of what both received and passed on, so far as it
+/// was not dropped.
+#[derive(Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
+pub struct AdapterStatistics {
+    /// Its interface in the guest: `eth0`.
+    pub interface: String,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Whether the interface has a carrier: some path is there, with its link up.
+    pub carrier: bool,
+    /// The path that it sends on; none if there is none.
+    pub path: Option<DataPath>,
+    /// The interface as the guest's kernel counts it.
+    pub kernel: InterfaceCounters,
+    /// From the interface to its paths.
+    pub from_guest: CarrierDirection,
+    /// From its paths to the interface.
+    pub to_guest: CarrierDirection,
+    /// What passed by the synthetic path.
+    pub synthetic: PathStatistics,
+    /// What passed by the VF path.
+    pub vf: PathStatistics,
+    /// The synthetic adapter as NetVSC sees it.
+    pub synthetic_state: SyntheticState,
+    /// The VF as its driver sees it.
+    pub vf_state: VfState,
+    /// How the data path moved.
+    pub data_path: DataPathStatistics,
+}
+
+/// A way for frames between an adapter's interface and the network.
+#[derive(Copy, Clone, Eq, PartialEq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataPath {
+    /// NetVSC over VMBus, and the virtual switch.
+    Synthetic,
+    /// The VF.
+    Vf,
+}
+
+/// What passed by one path of an adapter.
+#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
+pub struct PathStatistics {
+    /// Handed to the path.
+    pub transmit: Traffic,
+    /// Taken from the path and given to the guest's interface, or tried to.
+    pub receive: Traffic,
+    /// Received, but addressed to a group while the other path is the one in use: another copy came there.
+    pub other_path_groups: u64,
+    /// Handed to the path and neither reported as sent nor taken back when the path ended: descriptors of a VF's
+    /// transmit rings, sections of the send buffer. What was in its receive rings is not known.
+    pub lost_in_rings: u64,
+}
+
+/// Traffic in one direction.
+#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets; a large TCP segment is one.
+    pub packets: u64,
+    /// Ethernet frames that these are on the wire.
+    pub frames: u64,
+    /// Bytes of those frames.
+    pub bytes: u64,
+}
+
+/// A synthetic adapter as NetVSC sees it.
+#[derive(Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
+pub struct SyntheticState {
+    /// Whether it is there and up.
+    pub present: bool,
+    /// Whether its link is up.
+    pub link_up: bool,
+    /// Channels in use.
+    pub channels: u16,
+    /// The NVSP version agreed on, as on the wire: 0x60001 is 6.1.
+    pub version: u32,
+    /// Serial number of the VF that the host associated, if it did.
+    pub associated_vf: Option<u32>,
+    /// Times that it came up.
+    pub starts: u64,
+}
+
+/// How an adapter's data path moved between its paths.
+///
+/// A move lasts from the guest's request (SWITCH_DATA_PATH) until its first frame is sent on the other path, or, if
+/// the guest has none to send just then, until one could be.
+#[derive(Copy, Clone, Eq, PartialEq, Default, Debug, Serialize, Deserialize)]
+pub struct DataPathStatistics {
+    /// Moves to the VF.
+    pub to_vf: u64,
+    /// Moves to the synthetic path by request.
+    pub to_synthetic: u64,
+    /// Moves to the synthetic path without a request, since the VF vanished or the host took the path back.
+    pub surprises: u64,
+    /// Moves to the VF alone, since the synthetic adapter vanished.
+    pub synthetic_lost: u64,
+    /// How long the last move by request took, microseconds.
+    pub last_us: u64,
+    /// How long the longest move by request took, microseconds.
+    pub worst_us: u64,
+    /// Waits for a path to be drained, or for the host's answer, that ran into their limit.
+    pub timeouts: u64,
+}
+
+impl DataPathStatistics {
+    /// Moves by request, to either side.
+    pub fn switches(&self) -> u64 {
+        self.to_vf + self.to_synthetic
+    }
 }
 
 /// One direction of the carrier.

@@ -148,7 +148,7 @@ fn settled(vm: &UserVm) -> VmStatistics {
 
 /// What every VM's counters must agree on when nothing moves.
 fn hops_agree(counts: &VmStatistics) {
-    let VmStatistics { vf, eth0, to_vf, to_guest } = counts;
+    let VmStatistics { vf, eth0, to_vf, to_guest, adapters: _ } = counts;
     assert_eq!(eth0.transmit_packets, to_vf.packets + to_vf.drops.total(), "{counts:?}");
     assert_eq!(to_vf.packets, vf.transmitted_packets, "{counts:?}");
     assert_eq!(vf.received_frames, to_guest.packets + to_guest.drops.total(), "{counts:?}");

@@ -58,6 +58,12 @@ impl VmClient {
         statistics(&self.connect()?, &self.name)
     }
 
+    /// Brings the VF's driver of an adapter (from 0; all if `None`) up or down in the guest, and waits until the adapter's
+    /// data path has moved; see [`UserVm::set_vf`](crate::UserVm::set_vf).
+    pub fn set_vf(&self, adapter: Option<u32>, up: bool) -> Result<(), UserVmError> {
+        set_vf(&self.connect()?, &self.name, adapter, up)
+    }
+
     /// Ends the VM.
     ///
     /// # Errors
@@ -94,6 +100,22 @@ pub(super) fn statistics(channel: &Channel, vm: &str) -> Result<VmStatistics, Us
     match channel.receive(Some(Instant::now() + ANSWER_TIME)) {
         Ok(Received::Message(Reply::Statistics(statistics), _)) => Ok(*statistics),
         Ok(Received::Nothing) => Err(timed_out(vm, "tell what it counted")),
+        _ => Err(gone()),
+    }
+}
+
+pub(super) fn set_vf(
+    channel: &Channel,
+    vm: &str,
+    adapter: Option<u32>,
+    up: bool,
+) -> Result<(), UserVmError> {
+    let gone = || UserVmError::Gone(vm.to_owned());
+    channel.send(&Request::SetVf { adapter, up }, &[]).map_err(|_| gone())?;
+    match channel.receive(Some(Instant::now() + ANSWER_TIME)) {
+        Ok(Received::Message(Reply::VfSet(true), _)) => Ok(()),
+        Ok(Received::Message(Reply::VfSet(false), _)) => Err(UserVmError::NoVf(vm.to_owned())),
+        Ok(Received::Nothing) => Err(timed_out(vm, "move its data path")),
         _ => Err(gone()),
     }
 }

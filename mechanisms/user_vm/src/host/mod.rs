@@ -11,5 +11,5 @@ const ANSWER_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 
 pub use client::VmClient;
 pub use program::{Program, ProgramOutput, RunningProgram};
-pub use run::run;
+pub use run::{run, run_on};
 pub use spawn::UserVm;

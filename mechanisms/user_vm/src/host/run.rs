@@ -36,11 +36,23 @@ use crate::{
 /// # Errors
 /// As of [`UserVm::spawn`]; the command cannot be run; the VM ended before the command did.
 pub fn run(config: &UserVmConfig) -> Result<ProgramExit, UserVmError> {
+    run_with(config, None)
+}
+
+/// Runs a VM on VMBus for as long as its command runs, like [`run`]. `guest` is the guest end of its partition.
+///
+/// # Errors
+/// As of [`run`]; nobody serves the partition's VMBus in time.
+pub fn run_on(config: &UserVmConfig, guest: OwnedFd) -> Result<ProgramExit, UserVmError> {
+    run_with(config, Some(guest))
+}
+
+fn run_with(config: &UserVmConfig, guest: Option<OwnedFd>) -> Result<ProgramExit, UserVmError> {
     let name = &config.name;
     let failed = |action| move |source| UserVmError::Io { name: name.clone(), action, source };
     let mut signals =
         Signals::catch(&[SIGINT, SIGQUIT, SIGTERM, SIGHUP]).map_err(failed("catch signals"))?;
-    let vm = UserVm::spawn(config)?;
+    let vm = UserVm::spawn_with(config, guest)?;
     if config.command.is_empty() {
         loop {
             vm.sleep(&[signals.as_fd()]).map_err(failed("wait"))?;

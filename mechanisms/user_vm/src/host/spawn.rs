@@ -18,7 +18,7 @@ use super::{
     program::{self, Program, ProgramOutput, RunningProgram},
 };
 use crate::{
-    UserVmConfig, UserVmError, VmStatistics,
+    GuestNetwork, UserVmConfig, UserVmError, VmStatistics,
     channel::{Channel, Received, Reply, Request},
     sys, vm,
 };
@@ -41,7 +41,7 @@ pub struct UserVm {
 }
 
 impl UserVm {
-    /// Starts a VM and waits until its VF runs and its `eth0` is there. Its command is not run: that is what
+    /// Starts a VM on a VF and waits until its VF runs and its `eth0` is there. Its command is not run: that is what
     /// [`run`](crate::run) does, or [`start`](Self::start).
     ///
     /// The program of this process is started again as the VM's process, which needs its `main` to call
@@ -51,8 +51,29 @@ impl UserVm {
     /// The host forbids namespaces to this user; the VF does not answer in time; another VM uses the control
     /// socket. Nothing is left behind.
     pub fn spawn(config: &UserVmConfig) -> Result<Self, UserVmError> {
+        Self::spawn_with(config, None)
+    }
+
+    /// Starts a VM on VMBus: the process at the guest end of a user-mode partition
+    /// (`partition::user::UserPartition::new` gives it), which may end up in nobody else's hands. Waits until the VM is
+    /// connected to VMBus and its `eth0` is there, and, if a NIC is offered already, until that one is up; others, and
+    /// VFs, come and go later.
+    ///
+    /// # Errors
+    /// As of [`Self::spawn`]; nobody serves the partition's VMBus in time. Nothing is left behind.
+    pub fn spawn_on(config: &UserVmConfig, guest: OwnedFd) -> Result<Self, UserVmError> {
+        Self::spawn_with(config, Some(guest))
+    }
+
+    pub(super) fn spawn_with(
+        config: &UserVmConfig,
+        guest: Option<OwnedFd>,
+    ) -> Result<Self, UserVmError> {
         let name = config.name.clone();
         check_name(&name)?;
+        if guest.is_some() != (config.path == GuestNetwork::Vmbus) {
+            return Err(UserVmError::Partition(name));
+        }
         let failed = |action| {
             let name = name.clone();
             move |source| UserVmError::Io { name, action, source }
@@ -68,17 +89,18 @@ impl UserVm {
         // From here on dropping `vm` cleans up.
         let control_socket = config.control_socket.clone();
         let mut vm = Self { name, channel, launcher, pid: 0, control_socket };
-        vm.set_up(config, listener)?;
+        vm.set_up(config, guest, listener)?;
         Ok(vm)
     }
 
     fn set_up(
         &mut self,
         config: &UserVmConfig,
+        guest: Option<OwnedFd>,
         listener: Option<OwnedFd>,
     ) -> Result<(), UserVmError> {
         let start = Request::Start(Box::new(config.clone()));
-        let fds: Vec<_> = listener.iter().map(AsFd::as_fd).collect();
+        let fds: Vec<_> = guest.iter().chain(&listener).map(AsFd::as_fd).collect();
         // A launcher that failed says why, even if it is gone by now.
         let _ = self.channel.send(&start, &fds);
         let limit = config.start_timeout + SETUP_TIME;
@@ -149,6 +171,16 @@ impl UserVm {
     /// What the VM counted. Exact when nothing moves.
     pub fn statistics(&self) -> Result<VmStatistics, UserVmError> {
         client::statistics(&self.connect()?, &self.name)
+    }
+
+    /// Brings the VF's driver of an adapter (from 0; all if `None`) up or down in the guest, as `ip link set` does with a
+    /// VF's interface, and waits until the adapter's data path has moved. A VF that comes later is used, or not, as the
+    /// last call says.
+    ///
+    /// # Errors
+    /// There is no VF that could be used; it does not answer in time; the VM is gone.
+    pub fn set_vf(&self, adapter: Option<u32>, up: bool) -> Result<(), UserVmError> {
+        client::set_vf(&self.connect()?, &self.name, adapter, up)
     }
 
     /// Waits until the VM ends by itself, but no longer than this. The error tells why it ended; `Ok` means that

@@ -17,7 +17,7 @@ use rustix::{
 
 use super::{drain::drain, init, programs::Programs};
 use crate::{
-    OnVfLoss, StartFailure, StartFailureKind, UserVmConfig, VmStatistics,
+    GuestNetwork, OnVfLoss, StartFailure, StartFailureKind, UserVmConfig, VmStatistics,
     channel::{Channel, Received, Reply, Request},
     guest::{
         Carrier, CarrierConfig, InterfaceConfig, Network, Notice, VfConfig, VfPath,
@@ -109,9 +109,14 @@ impl Vm {
             .map_err(plain)?;
 
         let vf = |error| StartFailure::new(StartFailureKind::Vf, &error);
+        let GuestNetwork::Vf { socket } = &config.path else {
+            return Err(StartFailure {
+                kind: StartFailureKind::Vmbus,
+                message: "the VM has no guest end of a partition".to_owned(),
+            });
+        };
         let vf_config =
-            VfConfig::new(&config.name, &config.vf_socket, config.queue_pairs, config.memory)
-                .map_err(vf)?;
+            VfConfig::new(&config.name, socket, config.queue_pairs, config.memory).map_err(vf)?;
         let path = VfPath::open_within(&vf_config, config.start_timeout).map_err(vf)?;
         let most = u32::try_from(path.max_frame().saturating_sub(FRAME_OVERHEAD).max(LEAST_MTU));
         let most = most.unwrap_or(u32::MAX);
@@ -296,6 +301,7 @@ impl Vm {
                 }
                 return Next::Keep;
             }
+            Request::SetVf { .. } => Reply::VfSet(false),
             Request::Statistics => Reply::Statistics(Box::new(self.statistics())),
         };
         match connection.channel.try_send(&reply) {
@@ -307,6 +313,6 @@ impl Vm {
     fn statistics(&mut self) -> VmStatistics {
         let (to_vf, to_guest, vf) = self.carrier.counters();
         let eth0 = self.network.counters().unwrap_or_default();
-        VmStatistics { vf, eth0, to_vf, to_guest }
+        VmStatistics { vf, eth0, to_vf, to_guest, adapters: Vec::new() }
     }
 }
