@@ -385,6 +385,11 @@ impl TulipDevice {
         self.transmit_due && !self.halted
     }
 
+    /// Whether the receiver is on.
+    pub fn is_receiving(&self) -> bool {
+        self.mode.start_receive() && !self.halted
+    }
+
     /// Whether a bus error has stopped everything.
     pub fn is_halted(&self) -> bool {
         self.halted

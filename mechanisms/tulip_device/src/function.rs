@@ -88,6 +88,11 @@ impl<P: FramePort> TulipFunction<P> {
         received
     }
 
+    /// Whether frames can be delivered: the guest's driver has turned the receiver on.
+    pub fn is_receiving(&self) -> bool {
+        self.config.bus_master() && self.device.is_receiving()
+    }
+
     /// Pulls the cable out, or puts it in.
     pub fn set_link(&mut self, up: bool) {
         self.device.set_link(up);
