@@ -59,6 +59,10 @@ pub struct Link {
     /// Whether packets pass (IFF_RUNNING): some time after the carrier came, the kernel starts the queue,
     /// and until then loses what is sent.
     pub running: bool,
+    /// Whether somebody wants all frames, whoever they are addressed to.
+    pub promiscuous: bool,
+    /// Whether somebody wants the frames of all multicast groups.
+    pub all_multicast: bool,
     /// What it counted.
     pub statistics: LinkStatistics,
 }
@@ -93,6 +97,8 @@ pub struct LinkChange<'a> {
     pub link_local: Option<bool>,
     /// Packets that its queue holds.
     pub queue_length: Option<u32>,
+    /// Bytes of the largest packet that its segmentation takes, headers included; 65,536 at most for IPv4.
+    pub largest_segmented: Option<u32>,
     /// The network namespace to move it to.
     pub namespace: Option<BorrowedFd<'a>>,
 }
@@ -175,6 +181,7 @@ impl RouteSocket {
         attributes.extend(change.mtu.map(LinkAttribute::Mtu));
         attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         attributes.extend(change.queue_length.map(LinkAttribute::TxQueueLen));
+        attributes.extend(change.largest_segmented.map(LinkAttribute::GsoMaxSize));
         attributes.extend(change.namespace.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
         self.request(&action, NLM_F_ACK, RouteNetlinkMessage::SetLink(message)).map(drop)
     }
@@ -321,6 +328,8 @@ fn read_link(message: &LinkMessage) -> Link {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         running: flags.contains(LinkFlags::Running),
+        promiscuous: flags.contains(LinkFlags::Promisc),
+        all_multicast: flags.contains(LinkFlags::Allmulti),
         statistics: LinkStatistics::default(),
     };
     for attribute in &message.attributes {
@@ -330,6 +339,8 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::Address(address) => {
                 link.mac = MacAddress(address.as_slice().try_into().unwrap_or_default());
             }
+            LinkAttribute::Promiscuity(count) => link.promiscuous |= *count > 0,
+            LinkAttribute::AllMulticast(count) => link.all_multicast |= *count > 0,
             LinkAttribute::Stats64(statistics) => link.statistics = read_statistics(statistics),
             _ => {}
         }
