@@ -88,6 +88,28 @@ impl GuestChannel {
     pub fn id(&self) -> ChannelId {
         self.id
     }
+
+    /// The guest's end, for a thread of its own, and what is to be taken back once that end is dropped
+    /// ([`VmbusGuest::close_rings`]).
+    pub fn into_parts(self) -> (Channel, GuestRings) {
+        let Self { channel, id, gpadl, frames } = self;
+        (channel, GuestRings { id, gpadl, frames })
+    }
+}
+
+/// The rings of a channel that is open, without its end.
+#[derive(Debug)]
+pub struct GuestRings {
+    id: ChannelId,
+    gpadl: GpadlId,
+    frames: Vec<u64>,
+}
+
+impl GuestRings {
+    /// The channel's name.
+    pub fn id(&self) -> ChannelId {
+        self.id
+    }
 }
 
 /// Memory that the guest shares with a device.
@@ -322,8 +344,14 @@ impl VmbusGuest {
 
     /// Closes a channel and takes its rings back; also one that was rescinded.
     pub fn close(&self, channel: GuestChannel, limit: Duration) -> Result<(), GuestError> {
-        let GuestChannel { channel, id, gpadl, frames } = channel;
+        let (channel, rings) = channel.into_parts();
         drop(channel);
+        self.close_rings(rings, limit)
+    }
+
+    /// Closes a channel whose end was dropped, and takes its rings back; also one that was rescinded.
+    pub fn close_rings(&self, rings: GuestRings, limit: Duration) -> Result<(), GuestError> {
+        let GuestRings { id, gpadl, frames } = rings;
         match self.shared.ask(|client| client.close(id)) {
             Ok(()) => {}
             // Rescinded: there is nothing to close.
