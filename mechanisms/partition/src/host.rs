@@ -45,6 +45,8 @@ struct Shared {
     wake: EventFd,
     /// Readable once the guest is gone.
     gone: EventFd,
+    /// Signalled by each start of the guest.
+    started: EventFd,
     /// The thread contends with devices that open, close or offer: control only, never per packet.
     core: Mutex<Core>,
 }
@@ -58,6 +60,8 @@ struct Core {
     stop: bool,
     gone: bool,
     refusals: u32,
+    connected_before: bool,
+    restarts: u64,
 }
 
 #[derive(Debug)]
@@ -160,11 +164,14 @@ impl VmbusHost {
             stop: false,
             gone: false,
             refusals: 0,
+            connected_before: false,
+            restarts: 0,
         };
         let shared = Arc::new(Shared {
             partition,
             wake: EventFd::new()?,
             gone: EventFd::new()?,
+            started: EventFd::new()?,
             core: Mutex::new(core),
         });
         let running = Arc::clone(&shared);
@@ -187,6 +194,17 @@ impl VmbusHost {
     /// Whether nothing of the guest is held by VMBus or its devices.
     pub fn is_idle(&self) -> bool {
         self.shared.core().server.is_idle()
+    }
+
+    /// How often the guest has begun anew: its processors were reset, or it connected again. One start of a guest may
+    /// count as both.
+    pub fn restarts(&self) -> u64 {
+        self.shared.core().restarts
+    }
+
+    /// Signalled whenever the guest connects or begins anew.
+    pub fn started(&self) -> &EventFd {
+        &self.shared.started
     }
 
     /// Readable once the guest is gone.
@@ -395,7 +413,11 @@ impl Shared {
                     tracing::warn!(%refusal, "a VMBus message of the guest was refused");
                 }
             }
-            PartitionEvent::Reset => core.server.reset(),
+            PartitionEvent::Reset => {
+                core.server.reset();
+                core.restarts += 1;
+                self.started.signal();
+            }
             PartitionEvent::Gone => {
                 core.server.reset();
                 core.gone = true;
@@ -483,6 +505,9 @@ impl Shared {
             }
             Effect::Connected(negotiated) => {
                 tracing::debug!(version = %negotiated.version, "the guest is connected to VMBus");
+                core.restarts += u64::from(core.connected_before);
+                core.connected_before = true;
+                self.started.signal();
             }
             // Nothing is signalled by monitor pages here.
             Effect::MonitorPages(_) | Effect::Disconnected => {}

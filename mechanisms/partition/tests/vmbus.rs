@@ -289,9 +289,11 @@ fn every_version_connects_and_channels_are_opened_again_and_again() {
         assert_eq!(bus.pages().available(), free);
         bus.unload(LIMIT).unwrap();
         assert!(host.is_idle());
+        assert_eq!(host.restarts(), 0);
         // And once more from the beginning.
         assert_eq!(bus.connect(LIMIT).unwrap().version, version);
         assert_eq!(next_offer(&bus), id);
+        assert_eq!(host.restarts(), 1);
     }
 }
 

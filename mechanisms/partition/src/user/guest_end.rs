@@ -10,6 +10,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmbus::EventFd;
+use vmbus_protocol::VpIndex;
 
 use super::{
     socket::{Received, Socket},
@@ -62,6 +63,8 @@ pub struct UserGuest {
 #[derive(Default, Debug)]
 struct State {
     events: BTreeMap<Name, EventFd>,
+    /// Vector and processor of each interrupt message, with its name.
+    vectors: BTreeMap<(u32, u32), Name>,
     mmio: BTreeMap<u64, MappedMmio>,
     /// The answer to the access that is under way.
     answer: Option<u64>,
@@ -152,13 +155,19 @@ impl UserGuest {
             FromHost::EventFlag { flag, .. } => event(Name::EventFlag(flag), fd)?,
             FromHost::EventFlagMoved { .. } => {}
             FromHost::Signal { connection_id } => event(Name::Signal(connection_id), fd)?,
-            FromHost::Msi { address, data, .. } => event(Name::Msi { address, data }, fd)?,
+            FromHost::Msi { address, data, vector, vp } => {
+                event(Name::Msi { address, data }, fd)?;
+                state.vectors.insert((vector, vp), Name::Msi { address, data });
+            }
             FromHost::MmioPages { gpa, length, offset, writable } => {
                 let fd = Arc::new(fd.ok_or_else(invalid)?);
                 state.mmio.insert(gpa, MappedMmio { length, fd, offset, writable });
             }
             FromHost::Removed(Name::Mmio { gpa }) => drop(state.mmio.remove(&gpa)),
-            FromHost::Removed(name) => drop(state.events.remove(&name)),
+            FromHost::Removed(name) => {
+                state.events.remove(&name);
+                state.vectors.retain(|_, of| *of != name);
+            }
             FromHost::MmioDone { value } => {
                 state.answer = Some(value);
                 drop(state);
@@ -200,6 +209,14 @@ impl UserGuest {
     /// The handle of an interrupt message: readable when a device has raised it.
     pub fn msi(&self, address: u64, data: u32) -> Option<EventFd> {
         self.state().events.get(&Name::Msi { address, data }).cloned()
+    }
+
+    /// The handle of the interrupt message that raises `vector` on a processor, whatever its address and data: a
+    /// virtual PCI bus names its interrupts by messages of its own (SPEC-VMBUS §4.4). There is one once the host
+    /// delivers the interrupt, and another one if the host delivers it anew. Of several the last counts.
+    pub fn interrupt(&self, vector: u32, vp: VpIndex) -> Option<EventFd> {
+        let state = self.state();
+        state.events.get(state.vectors.get(&(vector, vp.0))?).cloned()
     }
 
     /// The MMIO that begins at `gpa` and lies in a file.

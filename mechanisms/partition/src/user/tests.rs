@@ -84,6 +84,11 @@ fn handles_wake_the_other_end_until_they_are_removed() {
     msi.events[1].signal();
     assert_eq!(guest.msi(msi.address, msi.data).unwrap().take(), 0);
     assert_eq!(guest.msi(msi.address, msi.data + 1).unwrap().take(), 1);
+    msi.events[1].signal();
+    assert_eq!(guest.interrupt(0x42, VpIndex(2)).unwrap().take(), 1);
+    assert!(
+        guest.interrupt(0x42, VpIndex(0)).is_none() && guest.interrupt(0x43, VpIndex(2)).is_none()
+    );
 
     assert!(matches!(host.create_event_flag(VpIndex(0), 5), Err(PartitionError::EventFlag(5))));
     assert!(matches!(host.create_event_flag(VpIndex(0), 0), Err(PartitionError::EventFlag(0))));
@@ -101,6 +106,7 @@ fn handles_wake_the_other_end_until_they_are_removed() {
     take_all(&guest);
     assert!(guest.event_flag(5).is_none() && guest.signal(0x2005).is_none());
     assert!(guest.msi(msi.address, msi.data + 1).is_none());
+    assert!(guest.interrupt(0x42, VpIndex(2)).is_none());
     assert!(guest.msi(other.address, other.data).is_some());
     host.create_event_flag(VpIndex(1), 5).unwrap();
 }
