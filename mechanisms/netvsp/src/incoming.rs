@@ -36,6 +36,19 @@ pub enum Incoming {
     },
 }
 
+/// Why a queue's `receive` came back.
+#[derive(Debug)]
+pub enum Stop {
+    /// The ring is empty.
+    Empty,
+    /// The burst is full; there may be more.
+    Full,
+    /// Earlier completions did not fit the ring to the other end, which must read it first.
+    Blocked,
+    /// Here is a packet that is no frame; there may be more behind it.
+    Control(Incoming),
+}
+
 /// A ring packet to be written to the primary channel.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Outgoing {

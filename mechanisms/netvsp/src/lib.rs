@@ -31,11 +31,14 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 mod burst;
+mod channels;
 pub mod client;
 mod error;
 mod incoming;
 mod memory;
 mod metadata;
+mod outputs;
+mod ring;
 pub mod server;
 mod slots;
 mod steering;
@@ -44,7 +47,8 @@ mod tests;
 
 pub use burst::{BURST_FRAMES, Burst, Frame, MAX_PIECES, ReceiveBurst, TransmitBurst};
 pub use error::ProtocolError;
-pub use incoming::{Incoming, Outgoing};
+pub use incoming::{Incoming, Outgoing, Stop};
 pub use memory::{QueueMemory, ReceiveBuffer};
 pub use metadata::{ChecksumRequest, ReceiveMetadata, Segmentation, TransmitMetadata};
+pub use outputs::Outputs;
 pub use steering::Steering;

@@ -40,15 +40,14 @@ impl Slots {
         Self { slots: vec![Slot::default(); count], free: Vec::new(), out: 0 }
     }
 
-    /// Gives away equal shares of what is free to `parts` new sets, and keeps one.
-    pub(crate) fn split(&mut self, parts: usize) -> Vec<Self> {
-        let share = self.free.len() / (parts + 1);
-        let give = |_| {
+    /// Gives away equal shares of what is free to `parts` new sets, numbered from 1 on, and keeps one.
+    pub(crate) fn split(&mut self, parts: u16) -> impl Iterator<Item = (u16, Self)> {
+        let share = self.free.len() / (usize::from(parts) + 1);
+        (1..=parts).map(move |index| {
             let mut part = Self::none_of(self.slots.len());
             part.free = self.free.split_off(self.free.len().saturating_sub(share));
-            part
-        };
-        (0..parts).map(give).collect()
+            (index, part)
+        })
     }
 
     pub(crate) fn free(&self) -> usize {
@@ -91,6 +90,13 @@ impl Slots {
                 u64::from(leader.generation) << 32 | u64::from(first)
             }
             None => 0,
+        }
+    }
+
+    /// Takes back the slots of a transaction that did not leave after all; they are as [`Self::take`] gave them.
+    pub(crate) fn recall(&mut self, transaction: u64) {
+        for _ in 0..self.complete(transaction).unwrap_or(0) {
+            self.free.pop();
         }
     }
 
@@ -145,7 +151,7 @@ mod tests {
             steps in prop::collection::vec((0..4u8, any::<u16>()), 1..200), split: bool,
         ) {
             let mut slots = Slots::new(24);
-            let part = split.then(|| slots.split(1).remove(0));
+            let part = split.then(|| slots.split(1).next().unwrap().1);
             let mut out: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
             let total = slots.free();
             for (step, pick) in steps {

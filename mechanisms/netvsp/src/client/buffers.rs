@@ -10,20 +10,15 @@ use shared_memory::SharedSlice;
 use vmbus::GuestBuffer;
 use vmbus_protocol::TransferPageRange;
 
-use crate::{QueueMemory, ReceiveBurst, ReceiveMetadata, incoming::MAX_CONTROL_MESSAGE};
+use crate::{
+    QueueMemory, ReceiveBurst, ReceiveMetadata, incoming::MAX_CONTROL_MESSAGE, ring::rndis_message,
+};
 
 /// Bytes of a message's beginning that are copied out at once.
 const START: usize = PACKET_HEADER_SIZE + MAX_PPI_BYTES + 64;
 
-pub(super) fn padded(packet: SendRndisPacket) -> [u8; 40] {
-    let mut message = [0; 40];
-    let (front, _) = message.split_at_mut(SendRndisPacket::SIZE);
-    front.copy_from_slice(&packet.emit());
-    message
-}
-
 pub(super) fn data_message(section: Option<(u32, u32)>) -> [u8; 40] {
-    padded(SendRndisPacket { channel_type: ChannelType::Data, section })
+    rndis_message(SendRndisPacket { channel_type: ChannelType::Data, section })
 }
 
 /// Writes header and frame of a message at byte `at` of a buffer.

@@ -1,7 +1,5 @@
 //! The control core of a guest's NIC: brings it up step by step, and keeps its VF and link.
 
-use std::collections::VecDeque;
-
 use netvsp_protocol::{
     MacAddress, NdisStatus,
     nvsp::{
@@ -21,7 +19,7 @@ use super::{
     Upcall, VscConfig,
     vf::{Vf, VfEffect, VfPath},
 };
-use crate::{Incoming, Outgoing, ProtocolError};
+use crate::{Incoming, Outgoing, Outputs, ProtocolError};
 
 /// Transactions of control messages: their low half is the number of no buffer.
 const CONTROL: u64 = 0xFFFF_FFFF;
@@ -96,8 +94,7 @@ enum Step {
     Failed,
 }
 
-/// The control core of one guest's NIC. Events are methods; effects are taken with [`Self::take_effects`], messages
-/// to the server with [`Self::waiting`] and [`Self::sent`].
+/// The control core of one guest's NIC. Events are methods; effects, and messages to the server, are its [`Self::outputs`].
 #[derive(Debug)]
 pub struct Control {
     config: VscConfig,
@@ -116,8 +113,7 @@ pub struct Control {
     offloads: OffloadCapabilities,
     channels: u16,
     vf: Vf,
-    outbox: VecDeque<Outgoing>,
-    effects: Vec<Effect>,
+    outputs: Outputs<Effect>,
 }
 
 impl Control {
@@ -138,26 +134,14 @@ impl Control {
             offloads: OffloadCapabilities::default(),
             channels: 1,
             vf: Vf::new(),
-            outbox: VecDeque::new(),
-            effects: Vec::new(),
+            outputs: Outputs::new(),
             config,
         }
     }
 
-    /// What is to be done since the last time.
-    pub fn take_effects(&mut self) -> Vec<Effect> {
-        std::mem::take(&mut self.effects)
-    }
-
-    /// The message that the primary channel has to send next.
-    #[must_use]
-    pub fn waiting(&self) -> Option<&Outgoing> {
-        self.outbox.front()
-    }
-
-    /// That message was written to the ring.
-    pub fn sent(&mut self) {
-        self.outbox.pop_front();
+    /// What is to be done since the last time, and the messages that wait.
+    pub fn outputs(&mut self) -> &mut Outputs<Effect> {
+        &mut self.outputs
     }
 
     /// Whether the NIC is up.
@@ -179,7 +163,7 @@ impl Control {
     }
 
     fn up(&mut self, upcall: Upcall) {
-        self.effects.push(Effect::Upcall(upcall));
+        self.outputs.effect(Effect::Upcall(upcall));
     }
 
     fn transaction(&mut self) -> u64 {
@@ -192,7 +176,7 @@ impl Control {
         let transaction = self.transaction();
         // As Linux: messages are as long as the newest version's whatever was agreed on.
         let message = message.emit(NvspVersion::V61);
-        self.outbox.push_back(Outgoing::Message {
+        self.outputs.message(Outgoing::Message {
             transaction,
             completion_requested: answer,
             message,
@@ -210,7 +194,7 @@ impl Control {
         self.awaited = u64::from(self.request_id);
         self.step = step;
         let bytes = request(self.request_id);
-        self.outbox.push_back(Outgoing::Rndis { bytes });
+        self.outputs.message(Outgoing::Rndis { bytes });
     }
 
     /// The primary channel is open: begins.
@@ -225,10 +209,10 @@ impl Control {
     /// The channel is closed, by whomever.
     pub fn closed(&mut self) {
         self.step = Step::Closed;
-        self.outbox.clear();
+        self.outputs.forget_messages();
         self.path_request = None;
         self.channels = 1;
-        self.effects.push(Effect::Queues { up: false, max_packets: 1 });
+        self.outputs.effect(Effect::Queues { up: false, max_packets: 1 });
         self.vf.nic(None);
         self.vf_effects();
     }
@@ -262,7 +246,7 @@ impl Control {
             return;
         }
         self.step = Step::Failed;
-        self.effects.push(Effect::Queues { up: false, max_packets: 1 });
+        self.outputs.effect(Effect::Queues { up: false, max_packets: 1 });
         self.vf.nic(None);
         self.vf_effects();
         self.up(Upcall::Failed(error));
@@ -292,7 +276,7 @@ impl Control {
                     return Ok(());
                 }
                 self.version = version;
-                self.effects.push(Effect::Version(version));
+                self.outputs.effect(Effect::Version(version));
                 if version >= NvspVersion::V2 {
                     let (mtu, capabilities) = (self.config.mtu, self.config.capabilities);
                     self.send(ClientMessage::SendNdisConfig { mtu, capabilities }, false);
@@ -312,7 +296,7 @@ impl Control {
                     return Err(answer("its section makes no sense"));
                 }
                 let id = self.config.receive_buffer.1;
-                self.effects.push(Effect::ReceiveBuffer { id, section });
+                self.outputs.effect(Effect::ReceiveBuffer { id, section });
                 let (gpadl, id) = self.config.send_buffer;
                 self.ask(ClientMessage::SendSendBuffer { gpadl, id }, Step::SendBuffer);
             }
@@ -321,7 +305,7 @@ impl Control {
                     let reason = "it was refused";
                     return Err(ProtocolError::Answer { message: "SEND_SEND_BUFFER", reason });
                 }
-                self.effects.push(Effect::SendBuffer { section_size });
+                self.outputs.effect(Effect::SendBuffer { section_size });
                 self.rndis(Step::Initialize, |request_id| {
                     let (major, minor) = (MAJOR_VERSION, MINOR_VERSION);
                     Request::Initialize { request_id, major, minor, max_transfer: MAX_TRANSFER }
@@ -336,7 +320,7 @@ impl Control {
                     return Ok(());
                 }
                 self.step = Step::OpenSubchannels { granted, open: 1, table: false };
-                self.effects.push(Effect::SplitQueue(granted));
+                self.outputs.effect(Effect::SplitQueue(granted));
                 self.up(Upcall::OpenSubchannels { count: granted });
             }
             _ => {
@@ -361,7 +345,7 @@ impl Control {
                     let reason = "it names a channel that does not exist";
                     return Err(ProtocolError::Answer { message: "the send table", reason });
                 }
-                self.effects.push(Effect::SendTable(table));
+                self.outputs.effect(Effect::SendTable(table));
                 if let Step::OpenSubchannels { table, .. } = &mut self.step {
                     *table = true;
                     self.subchannels_open();
@@ -373,7 +357,7 @@ impl Control {
             }
         }
         if let Some(transaction) = transaction {
-            self.outbox.push_back(Outgoing::Completion { transaction, message: None });
+            self.outputs.message(Outgoing::Completion { transaction, message: None });
         }
         Ok(())
     }
@@ -461,7 +445,7 @@ impl Control {
                     return Err(ProtocolError::Answer { message: "the packet filter", reason });
                 }
                 self.step = Step::Up;
-                self.effects.push(Effect::Queues { up: true, max_packets: self.max_packets });
+                self.outputs.effect(Effect::Queues { up: true, max_packets: self.max_packets });
                 self.up(Upcall::Up {
                     mac: self.mac,
                     mtu: self.mtu,

@@ -15,10 +15,11 @@ use netvsp_protocol::{
 pub use self::{
     control::{Control, Effect},
     nic::NetVsc,
-    queue::{LargeBuffers, NotSent, QueueStatistics, Stop, VscQueue},
+    queue::{LargeBuffers, NotSent, QueueStatistics, VscQueue},
     vf::VfPath,
 };
 use crate::ProtocolError;
+pub use crate::Stop;
 
 /// How a guest wants its synthetic NIC.
 #[derive(Clone, Debug)]

@@ -3,21 +3,16 @@
 use std::collections::VecDeque;
 
 use netvsp_protocol::{MacAddress, nvsp::SEND_TABLE_ENTRIES};
-use vmbus::{Channel, GuestBuffer, OutgoingGpaRange, OutgoingPacket, SendError};
+use vmbus::{Channel, GuestBuffer, OutgoingGpaRange};
 
-use super::{
-    Control, Effect, LargeBuffers, NotSent, QueueStatistics, Stop, Upcall, VscConfig, VscQueue,
+use super::{Control, Effect, LargeBuffers, NotSent, QueueStatistics, Upcall, VscConfig, VscQueue};
+use crate::{
+    ProtocolError, QueueMemory, ReceiveBuffer, ReceiveBurst, Stop, TransmitMetadata,
+    channels::Channels,
 };
-use crate::{Outgoing, ProtocolError, QueueMemory, ReceiveBuffer, ReceiveBurst, TransmitMetadata};
 
 /// Bursts of one poll, at most.
 const BURSTS: usize = 4;
-
-#[derive(Debug)]
-struct Open {
-    channel: Channel,
-    queue: VscQueue,
-}
 
 /// A guest's synthetic NIC with all its channels, on one thread.
 ///
@@ -26,8 +21,7 @@ struct Open {
 #[derive(Debug)]
 pub struct NetVsc {
     control: Control,
-    channels: Vec<Option<Open>>,
-    granted: Vec<VscQueue>,
+    channels: Channels<VscQueue>,
     memory: QueueMemory,
     receive_buffer: GuestBuffer,
     send_buffer: GuestBuffer,
@@ -48,8 +42,7 @@ impl NetVsc {
     ) -> Self {
         Self {
             control: Control::new(config),
-            channels: Vec::new(),
-            granted: Vec::new(),
+            channels: Channels::new(),
             memory: QueueMemory::default(),
             receive_buffer,
             send_buffer,
@@ -74,41 +67,35 @@ impl NetVsc {
     /// The channel with this index, if it is open: to wait for its interrupt.
     #[must_use]
     pub fn channel(&self, index: u16) -> Option<&Channel> {
-        self.channels.get(usize::from(index))?.as_ref().map(|open| &open.channel)
+        self.channels.get(index).map(|open| &open.channel)
     }
 
     /// What passed through a channel that is open.
     #[must_use]
     pub fn statistics(&self, index: u16) -> Option<QueueStatistics> {
-        self.channels.get(usize::from(index))?.as_ref().map(|open| open.queue.statistics())
+        self.channels.get(index).map(|open| open.queue.statistics())
     }
 
     /// Buffers of a channel that the server holds.
     #[must_use]
     pub fn outstanding(&self, index: u16) -> Option<u32> {
-        self.channels.get(usize::from(index))?.as_ref().map(|open| open.queue.outstanding())
+        self.channels.get(index).map(|open| open.queue.outstanding())
     }
 
-    /// A channel is open: 0 is the primary, others after [`Upcall::OpenSubchannels`]. False if it was not granted.
+    /// A channel is open: 0 is the primary, others after [`Upcall::OpenSubchannels`]. False if that channel is open
+    /// here already or was not granted.
     pub fn open(&mut self, index: u16, channel: Channel) -> bool {
-        let queue = if index == 0 {
+        let large = &mut self.large;
+        let opened = self.channels.open(index, channel, || {
             let mut queue = VscQueue::new(0);
-            if let Some(large) = self.large.take() {
+            if let Some(large) = large.take() {
                 queue.set_large(large);
             }
             queue
-        } else {
-            let Some(at) = self.granted.iter().position(|queue| queue.index() == index) else {
-                return false;
-            };
-            self.granted.swap_remove(at)
-        };
-        let place = usize::from(index);
-        if self.channels.len() <= place {
-            self.channels.resize_with(place + 1, || None);
+        });
+        if !opened {
+            return false;
         }
-        let Some(slot @ None) = self.channels.get_mut(place) else { return false };
-        *slot = Some(Open { channel, queue });
         if index == 0 {
             self.dead = false;
             self.control.opened();
@@ -121,8 +108,7 @@ impl NetVsc {
 
     /// The channel was rescinded, or the guest closes it.
     pub fn close(&mut self) {
-        self.channels.clear();
-        self.granted.clear();
+        self.channels.close(0);
         self.memory = QueueMemory::default();
         self.control.closed();
         self.effects();
@@ -136,11 +122,6 @@ impl NetVsc {
         if self.channel(index).is_some() { index } else { 0 }
     }
 
-    fn open_mut(&mut self, index: u16) -> Option<(&mut Open, &QueueMemory)> {
-        let open = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut)?;
-        Some((open, &self.memory))
-    }
-
     /// Sends a frame on the synthetic path; the server sees it after [`Self::flush`].
     ///
     /// # Errors
@@ -151,9 +132,9 @@ impl NetVsc {
         frame: &[u8],
         metadata: &TransmitMetadata,
     ) -> Result<(), NotSent> {
-        let (open, memory) = self.open_mut(index).ok_or(NotSent::NotUp)?;
+        let open = self.channels.get_mut(index).ok_or(NotSent::NotUp)?;
         let (_, sender) = open.channel.halves();
-        open.queue.send(sender, memory, frame, metadata)
+        open.queue.send(sender, &self.memory, frame, metadata)
     }
 
     /// Sends a frame that lies in guest pages; see [`VscQueue::send_pages`].
@@ -166,9 +147,9 @@ impl NetVsc {
         ranges: &[OutgoingGpaRange<'_>],
         metadata: &TransmitMetadata,
     ) -> Result<(), NotSent> {
-        let (open, memory) = self.open_mut(index).ok_or(NotSent::NotUp)?;
+        let open = self.channels.get_mut(index).ok_or(NotSent::NotUp)?;
         let (_, sender) = open.channel.halves();
-        open.queue.send_pages(sender, memory, ranges, metadata)
+        open.queue.send_pages(sender, &self.memory, ranges, metadata)
     }
 
     /// Lets the server see what was sent on channel `index`, and signals it if it sleeps. False if the ring has no
@@ -177,19 +158,10 @@ impl NetVsc {
         if self.dead {
             return true;
         }
-        let Some((open, _)) = self.open_mut(index) else { return true };
-        let (_, sender) = open.channel.halves();
-        let result = open.queue.flush(sender).and_then(|sent| {
-            open.channel.flush()?;
-            Ok(sent)
-        });
-        match result {
-            Ok(sent) => sent,
-            Err(error) => {
-                self.fail(error);
-                true
-            }
-        }
+        self.channels.tell(index).unwrap_or_else(|error| {
+            self.fail(error);
+            true
+        })
     }
 
     /// Serves one channel: hands frames to `take`, burst by burst, which copies them. Returns how many, and whether
@@ -227,9 +199,7 @@ impl NetVsc {
         if index == 0 {
             self.send_waiting()?;
         }
-        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
-            return Ok((0, false));
-        };
+        let Some(open) = self.channels.get_mut(index) else { return Ok((0, false)) };
         let (receiver, sender) = open.channel.halves();
         if !open.queue.drain(sender)? {
             return Ok((0, false));
@@ -261,49 +231,12 @@ impl NetVsc {
     }
 
     fn send_waiting(&mut self) -> Result<(), ProtocolError> {
-        let Some(Open { channel, queue }) = self.channels.first_mut().and_then(Option::as_mut)
-        else {
-            return Ok(());
-        };
-        let (_, sender) = channel.halves();
-        while let Some(outgoing) = self.control.waiting() {
-            let (packet, payload) = match outgoing {
-                Outgoing::Rndis { bytes } => {
-                    if !queue.send_control(sender, &self.memory, bytes)? {
-                        break;
-                    }
-                    self.control.sent();
-                    continue;
-                }
-                Outgoing::Completion { transaction, message } => (
-                    OutgoingPacket::Completion { transaction_id: *transaction },
-                    message.as_deref().unwrap_or_default(),
-                ),
-                Outgoing::Message { transaction, completion_requested, message } => (
-                    OutgoingPacket::InBand {
-                        transaction_id: *transaction,
-                        completion_requested: *completion_requested,
-                    },
-                    &**message,
-                ),
-            };
-            // Frames that were sent before a change of path are seen before it.
-            if !queue.flush(sender)? {
-                break;
-            }
-            match sender.write(packet, payload) {
-                Ok(()) => self.control.sent(),
-                Err(SendError::Full { .. }) => break,
-                Err(error) => return Err(ProtocolError::from_send(error)),
-            }
-        }
-        Ok(())
+        self.channels.send_waiting(self.control.outputs(), &self.memory)
     }
 
     fn effects(&mut self) {
-        for effect in self.control.take_effects() {
-            let Some(Open { queue, .. }) = self.channels.first_mut().and_then(Option::as_mut)
-            else {
+        for effect in self.control.outputs().take_effects() {
+            let Some(queue) = self.channels.primary() else {
                 if let Effect::Upcall(upcall) = effect {
                     self.upcalls.push_back(upcall);
                 }
@@ -320,10 +253,12 @@ impl NetVsc {
                     queue.set_send(self.send_buffer.len(), section_size);
                     self.memory.set_send(Some(self.send_buffer.clone()));
                 }
-                Effect::SplitQueue(count) => self.granted = queue.split(count),
+                Effect::SplitQueue(count) => {
+                    let queues = queue.split(count);
+                    self.channels.grant(queues);
+                }
                 Effect::Queues { up, max_packets } => {
-                    let open = self.channels.iter_mut().flatten().map(|open| &mut open.queue);
-                    for queue in open.chain(&mut self.granted) {
+                    for queue in self.channels.queues() {
                         queue.set_up(up, max_packets);
                     }
                 }
@@ -360,50 +295,20 @@ impl NetVsc {
     /// Flushes channel `index` and asks for its interrupt; true if one may wait for it. What is still to be sent
     /// asks for room first.
     pub fn prepare_to_wait(&mut self, index: u16) -> bool {
-        let result = self.try_prepare(index);
-        result.unwrap_or_else(|error| {
+        if self.dead {
+            return true;
+        }
+        let outputs = self.control.outputs();
+        self.channels.prepare_to_wait(index, outputs, &self.memory).unwrap_or_else(|error| {
             self.fail(error);
             true
         })
     }
 
-    fn try_prepare(&mut self, index: u16) -> Result<bool, ProtocolError> {
-        if self.dead {
-            return Ok(true);
-        }
-        // What waits for room asks for it; what waits for a section is woken by the packet that frees one.
-        for _ in 0..4 {
-            if self.all_sent(index)? {
-                break;
-            }
-            let Some((open, _)) = self.open_mut(index) else { break };
-            let needed = open.channel.halves().1.size() / 2;
-            if !open.channel.request_room(needed)? {
-                break;
-            }
-        }
-        match self.open_mut(index) {
-            Some((open, _)) => Ok(open.channel.prepare_to_wait()?),
-            None => Ok(true),
-        }
-    }
-
-    /// Sends what waits on a channel; true if nothing is left.
-    fn all_sent(&mut self, index: u16) -> Result<bool, ProtocolError> {
-        if index == 0 {
-            self.send_waiting()?;
-        }
-        let waits = index == 0 && self.control.waiting().is_some();
-        let Some((open, _)) = self.open_mut(index) else { return Ok(true) };
-        let (_, sender) = open.channel.halves();
-        Ok(open.queue.drain(sender)? && open.queue.flush(sender)? && !waits)
-    }
-
     /// Takes the interrupts of channel `index`.
     pub fn woken(&mut self, index: u16) {
-        let Some((open, _)) = self.open_mut(index) else { return };
-        if let Err(error) = open.channel.woken() {
-            self.fail(error.into());
+        if let Err(error) = self.channels.woken(index) {
+            self.fail(error);
         }
     }
 }

@@ -9,21 +9,24 @@ use netvsp_protocol::{
     },
     packet::{PacketLayout, PerPacketInfo},
 };
-use vmbus::{
-    GuestBuffer, OutgoingGpaRange, OutgoingPacket, PacketKind, RingReceiver, RingSender, SendError,
-};
+use vmbus::{GuestBuffer, OutgoingGpaRange, OutgoingPacket, PacketKind, RingReceiver, RingSender};
 use vmbus_protocol::TransferPageRange;
 
-use super::buffers::{copy_control, data_message, padded, put, take_frame};
+use super::buffers::{copy_control, data_message, put, take_frame};
 use crate::{
-    BURST_FRAMES, Incoming, ProtocolError, QueueMemory, ReceiveBurst, TransmitMetadata,
-    incoming::copy_message, slots::Slots,
+    Incoming, ProtocolError, QueueMemory, ReceiveBurst, Stop, TransmitMetadata,
+    channels::Queue,
+    incoming::copy_message,
+    ring::{Completions, rndis_message, write},
+    slots::Slots,
 };
 
 /// Packets in one message, unless the server takes fewer.
 const MAX_PACKETS: u32 = 8;
 /// Marks transactions of large sends.
 const LARGE: u64 = 1 << 63;
+/// Bytes of a completion.
+const COMPLETION: usize = 8;
 
 /// Why a frame was not sent.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
@@ -36,19 +39,6 @@ pub enum NotSent {
     RingFull,
     /// No buffer can hold the frame.
     TooLong,
-}
-
-/// Why [`VscQueue::receive`] came back.
-#[derive(Debug)]
-pub enum Stop {
-    /// The ring is empty.
-    Empty,
-    /// The burst is full; there may be more.
-    Full,
-    /// Earlier completions did not fit the ring to the server.
-    Blocked,
-    /// Here is a packet that is no frame; there may be more behind it.
-    Control(Incoming),
 }
 
 /// What passed through a queue.
@@ -111,7 +101,7 @@ pub struct VscQueue {
     /// Ranges of a packet that did not fit a burst, and its transaction.
     ranges: VecDeque<TransferPageRange>,
     transaction: u64,
-    pending: VecDeque<(u64, NvspStatus)>,
+    completions: Completions,
     statistics: QueueStatistics,
 }
 
@@ -137,7 +127,7 @@ impl VscQueue {
             large: None,
             ranges: VecDeque::new(),
             transaction: 0,
-            pending: VecDeque::with_capacity(BURST_FRAMES),
+            completions: Completions::new(),
             statistics: QueueStatistics::default(),
         }
     }
@@ -174,7 +164,6 @@ impl VscQueue {
     /// The queues of `count` subchannels, each with its share of the sections.
     #[must_use]
     pub fn split(&mut self, count: u16) -> Vec<Self> {
-        let parts = self.sections.split(usize::from(count));
         let queue = |(index, sections)| Self {
             sections,
             version: self.version,
@@ -183,9 +172,9 @@ impl VscQueue {
             section_size: self.section_size,
             max_packets: self.max_packets,
             up: self.up,
-            ..Self::new(u16::try_from(index).unwrap_or(u16::MAX))
+            ..Self::new(index)
         };
-        (1..).zip(parts).map(queue).collect()
+        self.sections.split(count).map(queue).collect()
     }
 
     /// Which channel it is.
@@ -376,18 +365,11 @@ impl VscQueue {
     ) -> Result<bool, ProtocolError> {
         let transaction_id = self.sections.send(std::iter::once(section));
         let packet = OutgoingPacket::InBand { transaction_id, completion_requested: true };
-        match ring.write(packet, message) {
-            Ok(()) => Ok(true),
-            Err(error) => {
-                // It is still ours.
-                let _ = self.sections.complete(transaction_id);
-                let _ = self.sections.take();
-                match error {
-                    SendError::Full { .. } => Ok(false),
-                    error => Err(ProtocolError::from_send(error)),
-                }
-            }
+        let sent = write(ring, packet, message);
+        if !matches!(sent, Ok(true)) {
+            self.sections.recall(transaction_id);
         }
+        sent
     }
 
     /// Sends an RNDIS control message; false if there is no room or section now. On the primary channel only.
@@ -413,7 +395,7 @@ impl VscQueue {
             self.sections.put(section);
             return Ok(true);
         }
-        let message = padded(SendRndisPacket {
+        let message = rndis_message(SendRndisPacket {
             channel_type: ChannelType::Control,
             section: Some((section, size)),
         });
@@ -436,7 +418,7 @@ impl VscQueue {
         memory: &'m QueueMemory,
         burst: &mut ReceiveBurst<'m>,
     ) -> Result<Stop, ProtocolError> {
-        if !self.pending.is_empty() {
+        if self.completions.wait() {
             return Ok(Stop::Blocked);
         }
         loop {
@@ -535,9 +517,9 @@ impl VscQueue {
         burst: &mut ReceiveBurst<'_>,
     ) -> Result<(), ProtocolError> {
         self.statistics.received += burst.len() as u64;
-        self.pending.extend(&burst.done);
+        self.completions.write(ring, &burst.done, COMPLETION)?;
         burst.clear();
-        self.drain(ring).map(|_| ())
+        Ok(())
     }
 
     /// Writes completions that did not fit before; true if none is left.
@@ -545,16 +527,30 @@ impl VscQueue {
     /// # Errors
     /// The server broke the ring.
     pub fn drain(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
-        while let Some(&(transaction_id, status)) = self.pending.front() {
-            let packet = OutgoingPacket::Completion { transaction_id };
-            match ring.write(packet, &status.packet_complete()) {
-                Ok(()) => {
-                    self.pending.pop_front();
-                }
-                Err(SendError::Full { .. }) => return Ok(false),
-                Err(error) => return Err(ProtocolError::from_send(error)),
-            }
-        }
-        Ok(true)
+        self.completions.drain(ring, COMPLETION)
+    }
+}
+
+impl Queue for VscQueue {
+    fn index(&self) -> u16 {
+        self.index
+    }
+
+    fn drain(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
+        Self::drain(self, ring)
+    }
+
+    #[inline]
+    fn tell(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
+        self.flush(ring)
+    }
+
+    fn send_control(
+        &mut self,
+        ring: &mut RingSender,
+        memory: &QueueMemory,
+        bytes: &[u8],
+    ) -> Result<bool, ProtocolError> {
+        Self::send_control(self, ring, memory, bytes)
     }
 }

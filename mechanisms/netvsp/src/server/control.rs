@@ -1,6 +1,6 @@
 //! The control core of a NIC: NVSP negotiation, buffers, subchannels, VF. RNDIS is in `rndis`.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use netvsp_protocol::{
     NdisStatus,
@@ -19,7 +19,7 @@ use super::{
     BufferKind, NicConfig, QueuePhase, QueueState, Upcall,
     vf::{Vf, VfState},
 };
-use crate::{Incoming, Outgoing, ProtocolError, ReceiveBuffer, Steering};
+use crate::{Incoming, Outgoing, Outputs, ProtocolError, ReceiveBuffer, Steering};
 
 /// Messages to the guest that may wait before nothing more is read of it.
 pub(super) const MAX_WAITING: usize = 32;
@@ -119,15 +119,13 @@ impl Session {
 
 /// The control core of one synthetic NIC.
 ///
-/// Events are methods; effects are taken with [`Self::take_effects`], and messages to the guest with
-/// [`Self::waiting`] and [`Self::sent`], one at a time, as the ring has room. It does no I/O and has no clock.
+/// Events are methods; effects, and messages to the guest, are its [`Self::outputs`]. It does no I/O and has no clock.
 #[derive(Debug)]
 pub struct Control {
     pub(super) config: NicConfig,
     pub(super) session: Session,
     pub(super) vf: Vf,
-    pub(super) outbox: VecDeque<Outgoing>,
-    effects: Vec<Effect>,
+    pub(super) outputs: Outputs<Effect>,
 }
 
 fn out_of_order(message: &'static str, when: &'static str) -> ProtocolError {
@@ -140,41 +138,24 @@ impl Control {
     pub fn new(mut config: NicConfig) -> Self {
         let most = u16::try_from(MAX_CHANNELS).unwrap_or(u16::MAX);
         config.max_channels = config.max_channels.clamp(1, most);
-        Self {
-            config,
-            session: Session::new(),
-            vf: Vf::new(),
-            outbox: VecDeque::new(),
-            effects: Vec::new(),
-        }
+        Self { config, session: Session::new(), vf: Vf::new(), outputs: Outputs::new() }
     }
 
-    /// What is to be done since the last time.
-    pub fn take_effects(&mut self) -> Vec<Effect> {
-        std::mem::take(&mut self.effects)
-    }
-
-    /// The message that the primary channel has to send next.
-    #[must_use]
-    pub fn waiting(&self) -> Option<&Outgoing> {
-        self.outbox.front()
-    }
-
-    /// That message was written to the ring.
-    pub fn sent(&mut self) {
-        self.outbox.pop_front();
+    /// What is to be done since the last time, and the messages that wait.
+    pub fn outputs(&mut self) -> &mut Outputs<Effect> {
+        &mut self.outputs
     }
 
     /// Messages that wait to be sent.
     #[must_use]
     pub fn waiting_count(&self) -> usize {
-        self.outbox.len()
+        self.outputs.waiting_count()
     }
 
     /// Whether the core takes packets: it does not while the guest leaves many messages unread.
     #[must_use]
     pub fn accepts_packets(&self) -> bool {
-        self.outbox.len() < MAX_WAITING && !self.session.dead
+        self.outputs.waiting_count() < MAX_WAITING && !self.session.dead
     }
 
     /// The version agreed on, if INIT has been.
@@ -211,20 +192,11 @@ impl Control {
     }
 
     pub(super) fn up(&mut self, upcall: Upcall) {
-        self.effects.push(Effect::Upcall(upcall));
+        self.outputs.effect(Effect::Upcall(upcall));
     }
 
     pub(super) fn push(&mut self, outgoing: Outgoing) {
-        self.outbox.push_back(outgoing);
-    }
-
-    /// Takes messages that are no longer true out of those that wait. The first one stays: it may be half sent.
-    pub(super) fn forget(&mut self, stale: impl Fn(&Outgoing) -> bool) {
-        let mut index = 0;
-        self.outbox.retain(|waiting| {
-            index += 1;
-            index == 1 || !stale(waiting)
-        });
+        self.outputs.message(outgoing);
     }
 
     pub(super) fn emit(&self, message: ServerMessage) -> MessageBytes {
@@ -260,7 +232,7 @@ impl Control {
 
     pub(super) fn update_queues(&mut self) {
         let state = self.queue_state();
-        self.effects.push(Effect::Queues(state));
+        self.outputs.effect(Effect::Queues(state));
     }
 
     /// A packet that is no frame came on the primary channel.
@@ -339,7 +311,7 @@ impl Control {
                 };
                 self.session.receive = Buffer::Revoked;
                 self.update_queues();
-                self.effects.push(Effect::ReceiveBuffer(None));
+                self.outputs.effect(Effect::ReceiveBuffer(None));
                 self.up(Upcall::GpadlReleased { gpadl });
                 self.halted();
                 self.answer(transaction, None);
@@ -349,7 +321,7 @@ impl Control {
                     return Err(out_of_order(name, "without a send buffer"));
                 };
                 self.session.send = Buffer::Revoked;
-                self.effects.push(Effect::SendBuffer(None));
+                self.outputs.effect(Effect::SendBuffer(None));
                 self.up(Upcall::GpadlReleased { gpadl });
                 self.answer(transaction, None);
             }
@@ -455,7 +427,7 @@ impl Control {
         };
         self.session.receive = Buffer::Ready { gpadl, id };
         self.session.sub_allocation_size = size;
-        self.effects.push(Effect::ReceiveBuffer(Some(ReceiveBuffer { buffer, id, section })));
+        self.outputs.effect(Effect::ReceiveBuffer(Some(ReceiveBuffer { buffer, id, section })));
         self.update_queues();
         let status = NvspStatus::SUCCESS;
         let section = Some(section);
@@ -468,7 +440,7 @@ impl Control {
         let usable = buffer.filter(|buffer| buffer.len() >= SEND_BUFFER_SECTION_SIZE as usize);
         let (status, section_size) = if let Some(buffer) = usable {
             self.session.send = Buffer::Ready { gpadl, id };
-            self.effects.push(Effect::SendBuffer(Some(buffer)));
+            self.outputs.effect(Effect::SendBuffer(Some(buffer)));
             (NvspStatus::SUCCESS, SEND_BUFFER_SECTION_SIZE)
         } else {
             self.session.send = Buffer::None;
@@ -494,7 +466,7 @@ impl Control {
         self.answer(transaction, Some(message));
         if granted > 0 {
             self.session.subchannels = Subchannels::Opening { granted, open: 1 };
-            self.effects.push(Effect::SplitQueue(granted));
+            self.outputs.effect(Effect::SplitQueue(granted));
             self.up(Upcall::OfferSubchannels { count: granted });
         }
     }
@@ -529,10 +501,10 @@ impl Control {
         let buffers = [self.session.receive, self.session.send];
         let was_up = self.session.rndis == Rndis::Up;
         self.session = Session::new();
-        self.outbox.clear();
+        self.outputs.forget_messages();
         self.vf.closed();
-        self.effects.push(Effect::ReceiveBuffer(None));
-        self.effects.push(Effect::SendBuffer(None));
+        self.outputs.effect(Effect::ReceiveBuffer(None));
+        self.outputs.effect(Effect::SendBuffer(None));
         for buffer in buffers {
             if let Buffer::Ready { gpadl, .. } = buffer {
                 self.up(Upcall::GpadlReleased { gpadl });

@@ -21,9 +21,10 @@ use netvsp_protocol::{
 pub use self::{
     control::{Control, Effect},
     nic::{NetVsp, Poll},
-    queue::{NotDelivered, Stop, VspQueue},
+    queue::{NotDelivered, VspQueue},
     vf::VfState,
 };
+pub use crate::Stop;
 use crate::{ProtocolError, Steering};
 
 /// How a synthetic NIC is to be.

@@ -3,21 +3,17 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use shared_memory::{DmaMap, SharedSlice};
-use vmbus::{Channel, GuestBuffer, OutgoingPacket, RingSender, SendError};
+use vmbus::{Channel, GuestBuffer};
 
 use super::{
-    BufferKind, Control, Effect, NicConfig, NotDelivered, QueueStatistics, Stop, Upcall, VspQueue,
+    BufferKind, Control, Effect, NicConfig, NotDelivered, QueueStatistics, Upcall, VspQueue,
 };
-use crate::{Outgoing, ProtocolError, QueueMemory, ReceiveMetadata, Steering, TransmitBurst};
+use crate::{
+    ProtocolError, QueueMemory, ReceiveMetadata, Steering, Stop, TransmitBurst, channels::Channels,
+};
 
 /// Bursts of one poll, at most: so that one guest does not keep the thread from the others.
 const BURSTS: usize = 4;
-
-#[derive(Debug)]
-struct Open {
-    channel: Channel,
-    queue: VspQueue,
-}
 
 /// What a poll did.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
@@ -36,9 +32,7 @@ pub struct Poll {
 #[derive(Debug)]
 pub struct NetVsp {
     control: Control,
-    channels: Vec<Option<Open>>,
-    /// Queues of subchannels that were granted and are not open.
-    granted: Vec<VspQueue>,
+    channels: Channels<VspQueue>,
     memory: QueueMemory,
     steering: Option<Arc<Steering>>,
     upcalls: VecDeque<Upcall>,
@@ -51,8 +45,7 @@ impl NetVsp {
     pub fn new(config: NicConfig, guest: DmaMap) -> Self {
         Self {
             control: Control::new(config),
-            channels: Vec::new(),
-            granted: Vec::new(),
+            channels: Channels::new(),
             memory: QueueMemory::new(guest),
             steering: None,
             upcalls: VecDeque::new(),
@@ -80,42 +73,27 @@ impl NetVsp {
     /// The channel with this index, if it is open: to wait for its interrupt.
     #[must_use]
     pub fn channel(&self, index: u16) -> Option<&Channel> {
-        self.open_at(index).map(|open| &open.channel)
+        self.channels.get(index).map(|open| &open.channel)
     }
 
     /// What passed through a channel that is open.
     #[must_use]
     pub fn statistics(&self, index: u16) -> Option<QueueStatistics> {
-        self.open_at(index).map(|open| open.queue.statistics())
+        self.channels.get(index).map(|open| open.queue.statistics())
     }
 
     /// Suballocations that the guest holds of a channel that is open.
     #[must_use]
     pub fn outstanding(&self, index: u16) -> Option<u32> {
-        self.open_at(index).map(|open| open.queue.outstanding())
-    }
-
-    fn open_at(&self, index: u16) -> Option<&Open> {
-        self.channels.get(usize::from(index))?.as_ref()
+        self.channels.get(index).map(|open| open.queue.outstanding())
     }
 
     /// The guest opened a channel: 0 is the primary, others after they were offered. False if that channel is open
     /// or was not granted.
     pub fn open(&mut self, index: u16, channel: Channel) -> bool {
-        let queue = if index == 0 {
-            VspQueue::new(0)
-        } else {
-            let Some(at) = self.granted.iter().position(|queue| queue.index() == index) else {
-                return false;
-            };
-            self.granted.swap_remove(at)
-        };
-        let place = usize::from(index);
-        if self.channels.len() <= place {
-            self.channels.resize_with(place + 1, || None);
+        if !self.channels.open(index, channel, || VspQueue::new(0)) {
+            return false;
         }
-        let Some(slot @ None) = self.channels.get_mut(place) else { return false };
-        *slot = Some(Open { channel, queue });
         if index == 0 {
             self.dead = false;
             self.control.opened();
@@ -129,13 +107,10 @@ impl NetVsp {
 
     /// The guest closed a channel, or the host took it away. With the primary all subchannels go.
     pub fn close(&mut self, index: u16) {
+        self.channels.close(index);
         if index == 0 {
-            self.channels.clear();
-            self.granted.clear();
             self.control.closed();
             self.effects();
-        } else if let Some(slot) = self.channels.get_mut(usize::from(index)) {
-            *slot = None;
         }
     }
 
@@ -185,9 +160,7 @@ impl NetVsp {
                 return Ok(false);
             }
         }
-        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
-            return Ok(false);
-        };
+        let Some(open) = self.channels.get_mut(index) else { return Ok(false) };
         let (receiver, sender) = open.channel.halves();
         if !open.queue.drain(sender)? {
             return Ok(false);
@@ -230,48 +203,14 @@ impl NetVsp {
     }
 
     fn flush(&mut self, index: u16) {
-        if let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut)
-            && let Err(error) = open.channel.flush()
-        {
-            self.fail(index, error.into());
+        if let Err(error) = self.channels.flush(index) {
+            self.fail(index, error);
         }
     }
 
     /// Writes messages of the core as long as the primary's ring has room.
     fn send_waiting(&mut self) -> Result<(), ProtocolError> {
-        let Some(open) = self.channels.first_mut().and_then(Option::as_mut) else { return Ok(()) };
-        let Open { channel, queue } = open;
-        let (_, sender) = channel.halves();
-        if self.control.waiting().is_some() && !queue.drain(sender)? {
-            return Ok(());
-        }
-        while let Some(outgoing) = self.control.waiting() {
-            let sent = match outgoing {
-                Outgoing::Rndis { bytes } => queue.send_control(sender, &self.memory, bytes)?,
-                Outgoing::Completion { transaction, message } => write(
-                    sender,
-                    OutgoingPacket::Completion { transaction_id: *transaction },
-                    message.as_deref().unwrap_or_default(),
-                )?,
-                Outgoing::Message { transaction, completion_requested, message } => {
-                    // Frames delivered before a change of path are seen before it.
-                    queue.announce(sender)?
-                        && write(
-                            sender,
-                            OutgoingPacket::InBand {
-                                transaction_id: *transaction,
-                                completion_requested: *completion_requested,
-                            },
-                            message,
-                        )?
-                }
-            };
-            if !sent {
-                break;
-            }
-            self.control.sent();
-        }
-        Ok(())
+        self.channels.send_waiting(self.control.outputs(), &self.memory)
     }
 
     fn flush_control(&mut self) {
@@ -286,26 +225,26 @@ impl NetVsp {
 
     /// Does what the core says.
     fn effects(&mut self) {
-        for effect in self.control.take_effects() {
+        for effect in self.control.outputs().take_effects() {
             match effect {
                 Effect::Queues(state) => {
-                    let open = self.channels.iter_mut().flatten().map(|open| &mut open.queue);
-                    for queue in open.chain(&mut self.granted) {
+                    for queue in self.channels.queues() {
                         queue.update(state);
                     }
                 }
                 Effect::ReceiveBuffer(buffer) => {
                     if let Some(buffer) = &buffer
-                        && let Some(Some(primary)) = self.channels.first_mut()
+                        && let Some(primary) = self.channels.primary()
                     {
-                        primary.queue.give_suballocations(buffer.section.sub_allocations);
+                        primary.give_suballocations(buffer.section.sub_allocations);
                     }
                     self.memory.set_receive(buffer);
                 }
                 Effect::SendBuffer(buffer) => self.memory.set_send(buffer),
                 Effect::SplitQueue(count) => {
-                    if let Some(Some(primary)) = self.channels.first_mut() {
-                        self.granted = primary.queue.split(count);
+                    if let Some(primary) = self.channels.primary() {
+                        let queues = primary.split(count);
+                        self.channels.grant(queues);
                     }
                 }
                 Effect::Upcall(upcall) => {
@@ -331,8 +270,7 @@ impl NetVsp {
         pieces: &[SharedSlice<'_>],
         metadata: &ReceiveMetadata,
     ) -> Result<(), NotDelivered> {
-        let open = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut);
-        let open = open.ok_or(NotDelivered::NotWanted)?;
+        let open = self.channels.get_mut(index).ok_or(NotDelivered::NotWanted)?;
         let (_, sender) = open.channel.halves();
         open.queue.deliver(sender, &self.memory, head, pieces, metadata)
     }
@@ -340,23 +278,13 @@ impl NetVsp {
     /// Tells the guest of frames delivered to channel `index`, and signals it if it sleeps. False if its ring has no
     /// room.
     pub fn announce(&mut self, index: u16) -> bool {
-        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
-            return true;
-        };
         if self.dead {
             return true;
         }
-        let (_, sender) = open.channel.halves();
-        match open.queue.announce(sender) {
-            Ok(sent) => {
-                self.flush(index);
-                sent
-            }
-            Err(error) => {
-                self.fail(index, error);
-                true
-            }
-        }
+        self.channels.tell(index).unwrap_or_else(|error| {
+            self.fail(index, error);
+            true
+        })
     }
 
     /// Flushes channel `index` and asks for its interrupt; true if one may wait for it. What is still to be sent
@@ -365,57 +293,17 @@ impl NetVsp {
         if self.dead {
             return true;
         }
-        match self.try_prepare(index) {
-            Ok(wait) => wait,
-            Err(error) => {
-                self.fail(index, error);
-                true
-            }
-        }
-    }
-
-    fn try_prepare(&mut self, index: u16) -> Result<bool, ProtocolError> {
-        // What waits for room asks for it; what waits for a suballocation is woken by the packet that frees one.
-        for _ in 0..4 {
-            if self.all_sent(index)? {
-                break;
-            }
-            let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut)
-            else {
-                break;
-            };
-            // Half the ring is room for anything that may wait.
-            let needed = open.channel.halves().1.size() / 2;
-            if !open.channel.request_room(needed)? {
-                break;
-            }
-        }
-        match self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) {
-            Some(open) => Ok(open.channel.prepare_to_wait()?),
-            None => Ok(true),
-        }
-    }
-
-    /// Sends what waits on a channel; true if nothing is left.
-    fn all_sent(&mut self, index: u16) -> Result<bool, ProtocolError> {
-        if index == 0 {
-            self.send_waiting()?;
-        }
-        let waits = index == 0 && self.control.waiting().is_some();
-        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
-            return Ok(true);
-        };
-        let (_, sender) = open.channel.halves();
-        Ok(open.queue.drain(sender)? && open.queue.announce(sender)? && !waits)
+        let outputs = self.control.outputs();
+        self.channels.prepare_to_wait(index, outputs, &self.memory).unwrap_or_else(|error| {
+            self.fail(index, error);
+            true
+        })
     }
 
     /// Takes the interrupts of channel `index`.
     pub fn woken(&mut self, index: u16) {
-        let Some(open) = self.channels.get_mut(usize::from(index)).and_then(Option::as_mut) else {
-            return;
-        };
-        if let Err(error) = open.channel.woken() {
-            self.fail(index, error.into());
+        if let Err(error) = self.channels.woken(index) {
+            self.fail(index, error);
         }
     }
 
@@ -467,18 +355,5 @@ impl NetVsp {
     /// See [`Control::tick`].
     pub fn tick(&mut self, now: Instant) {
         self.event(|control| control.tick(now));
-    }
-}
-
-/// Writes a packet; false if the ring has no room now.
-fn write(
-    sender: &mut RingSender,
-    packet: OutgoingPacket<'_>,
-    payload: &[u8],
-) -> Result<bool, ProtocolError> {
-    match sender.write(packet, payload) {
-        Ok(()) => Ok(true),
-        Err(SendError::Full { .. }) => Ok(false),
-        Err(error) => Err(ProtocolError::from_send(error)),
     }
 }

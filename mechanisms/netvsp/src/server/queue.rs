@@ -1,6 +1,6 @@
-//! The frame path of one channel, host's side: frames out of the guest's packets, frames into its receive buffer.
+//! The frame path of one channel, host's side: frames out of the guest's packets. Frames to it are in `deliver`.
 
-use std::collections::VecDeque;
+mod deliver;
 
 use arrayvec::ArrayVec;
 use netvsp_protocol::{
@@ -9,11 +9,10 @@ use netvsp_protocol::{
         ChannelType, MAX_TRANSFER_RANGES, NvspStatus, SWITCH_DATA_PATH_TRANSACTION_ID,
         SendRndisPacket, VF_ASSOCIATION_TRANSACTION_ID,
     },
-    packet::{MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout, RECEIVE_DATA_OFFSET, RndisPacket},
+    packet::{PACKET_HEADER_SIZE, RndisPacket},
 };
 use shared_memory::{SharedSlice, TranslationCache};
-use vmbus::{OutgoingPacket, Packet, PacketKind, RingReceiver, RingSender, SendError};
-use vmbus_protocol::TransferPageRange;
+use vmbus::{Packet, PacketKind, RingReceiver, RingSender};
 
 use super::{
     QueuePhase, QueueState, QueueStatistics,
@@ -21,14 +20,14 @@ use super::{
         Pieces, TOO_MANY, copy_control, gather, head_of, length_of, message_head, range, section,
         with_headers, words, wrong_length,
     },
-    place::{Source, wanted, write_at, write_pieces},
 };
 use crate::{
-    BURST_FRAMES, Incoming, ProtocolError, QueueMemory, ReceiveMetadata, TransmitBurst,
-    TransmitMetadata,
+    BURST_FRAMES, Incoming, ProtocolError, QueueMemory, Stop, TransmitBurst, TransmitMetadata,
     burst::MAX_FRAMES_PER_MESSAGE,
+    channels::Queue,
     incoming::{MAX_CONTROL_MESSAGE, copy_message},
     metadata::MAX_LARGE_FRAME,
+    ring::Completions,
     slots::Slots,
 };
 
@@ -38,23 +37,8 @@ const START: usize = 192;
 /// Frames that go to the guest in one ring packet, at most.
 const BATCH: usize = 64;
 const _: () = assert!(BATCH <= MAX_TRANSFER_RANGES);
-/// Suballocations that frames leave to control messages on the primary channel (SPEC-VMBUS §5.5).
-const CONTROL_RESERVE: usize = 16;
 /// Bytes of an Ethernet header; no frame is shorter.
 const ETHERNET: usize = 14;
-
-/// Why [`VspQueue::receive`] came back.
-#[derive(Debug)]
-pub enum Stop {
-    /// The ring is empty.
-    Empty,
-    /// The burst is full; there may be more.
-    Full,
-    /// Earlier completions did not fit the ring to the guest, which must read it first.
-    Blocked,
-    /// Here is a packet that is no frame; there may be more behind it.
-    Control(Incoming),
-}
 
 /// Why a frame was not put into the receive buffer. It is dropped, and counted.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
@@ -78,8 +62,7 @@ pub struct VspQueue {
     slots: Slots,
     /// Frames in the receive buffer that the guest was not told of.
     batch: ArrayVec<u32, BATCH>,
-    /// Completions that did not fit the ring.
-    pending: VecDeque<(u64, NvspStatus)>,
+    completions: Completions,
     cache: TranslationCache,
     statistics: QueueStatistics,
 }
@@ -96,7 +79,7 @@ impl VspQueue {
             state: QueueState::default(),
             slots: Slots::default(),
             batch: ArrayVec::new(),
-            pending: VecDeque::with_capacity(BURST_FRAMES),
+            completions: Completions::new(),
             cache: TranslationCache::default(),
             statistics: QueueStatistics::default(),
         }
@@ -120,13 +103,8 @@ impl VspQueue {
     /// The queues of `count` new subchannels, each with its share of the suballocations.
     #[must_use]
     pub fn split(&mut self, count: u16) -> Vec<Self> {
-        let parts = self.slots.split(usize::from(count));
-        let queue = |(index, slots)| Self {
-            slots,
-            state: self.state,
-            ..Self::new(u16::try_from(index).unwrap_or(u16::MAX))
-        };
-        (1..).zip(parts).map(queue).collect()
+        let queue = |(index, slots)| Self { slots, state: self.state, ..Self::new(index) };
+        self.slots.split(count).map(queue).collect()
     }
 
     /// Which channel it is.
@@ -159,7 +137,7 @@ impl VspQueue {
         memory: &'m QueueMemory,
         burst: &mut TransmitBurst<'m>,
     ) -> Result<Stop, ProtocolError> {
-        if !self.pending.is_empty() {
+        if self.completions.wait() {
             return Ok(Stop::Blocked);
         }
         // Sections are seen first, so that they are on their way into the cache, and looked at then.
@@ -459,11 +437,7 @@ impl VspQueue {
         for frame in burst.frames() {
             self.statistics.transmitted_bytes += u64::from(frame.length);
         }
-        for &(transaction, status) in &burst.done {
-            if !self.pending.is_empty() || !self.write_completion(ring, transaction, status)? {
-                self.pending.push_back((transaction, status));
-            }
-        }
+        self.completions.write(ring, &burst.done, self.state.version.message_size())?;
         burst.clear();
         Ok(())
     }
@@ -473,198 +447,30 @@ impl VspQueue {
     /// # Errors
     /// The guest broke the ring.
     pub fn drain(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
-        while let Some(&(transaction, status)) = self.pending.front() {
-            if !self.write_completion(ring, transaction, status)? {
-                return Ok(false);
-            }
-            self.pending.pop_front();
-        }
-        Ok(true)
+        self.completions.drain(ring, self.state.version.message_size())
+    }
+}
+
+impl Queue for VspQueue {
+    fn index(&self) -> u16 {
+        self.index
+    }
+
+    fn drain(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
+        Self::drain(self, ring)
     }
 
     #[inline]
-    fn write_completion(
-        &self,
-        ring: &mut RingSender,
-        transaction_id: u64,
-        status: NvspStatus,
-    ) -> Result<bool, ProtocolError> {
-        let mut message = [0; 40];
-        let (front, _) = message.split_at_mut(8);
-        front.copy_from_slice(&status.packet_complete());
-        let payload = message.get(..self.state.version.message_size()).unwrap_or(&message);
-        match ring.write(OutgoingPacket::Completion { transaction_id }, payload) {
-            Ok(()) => Ok(true),
-            Err(SendError::Full { .. }) => Ok(false),
-            Err(error) => Err(ProtocolError::from_send(error)),
-        }
+    fn tell(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
+        self.announce(ring)
     }
 
-    /// Puts a frame into the receive buffer: its pieces in order, of which the first begins with `head` (see
-    /// [`Frame::head`](crate::Frame::head)). The guest sees it after [`Self::announce`].
-    ///
-    /// # Errors
-    /// Why it was not; it is counted.
-    #[inline]
-    pub fn deliver(
-        &mut self,
-        ring: &mut RingSender,
-        memory: &QueueMemory,
-        head: [u64; 2],
-        pieces: &[SharedSlice<'_>],
-        metadata: &ReceiveMetadata,
-    ) -> Result<(), NotDelivered> {
-        let length: usize = pieces.iter().map(SharedSlice::len).sum();
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        let result = self.place(ring, memory, head, pieces, length, metadata);
-        match result {
-            Ok(()) => {
-                self.statistics.received += 1;
-                self.statistics.received_bytes += u64::from(length);
-            }
-            Err(reason) => self.statistics.count(reason),
-        }
-        result
-    }
-
-    #[inline]
-    fn place(
-        &mut self,
-        ring: &mut RingSender,
-        memory: &QueueMemory,
-        head: [u64; 2],
-        pieces: &[SharedSlice<'_>],
-        length: u32,
-        metadata: &ReceiveMetadata,
-    ) -> Result<(), NotDelivered> {
-        if self.state.phase != QueuePhase::Running || !wanted(self.state.filter, head) {
-            return Err(NotDelivered::NotWanted);
-        }
-        if length > self.state.mtu {
-            return Err(NotDelivered::TooLong);
-        }
-        if self.batch.is_full() {
-            let _ = self.announce(ring);
-            if self.batch.is_full() {
-                return Err(NotDelivered::RingFull);
-            }
-        }
-        let reserve = if self.index == 0 { CONTROL_RESERVE } else { 0 };
-        if self.slots.free() <= reserve {
-            return Err(NotDelivered::NoBuffer);
-        }
-        let (Some(receive), Some(slot)) = (&memory.receive, self.slots.take()) else {
-            return Err(NotDelivered::NoBuffer);
-        };
-        let info = metadata.to_wire();
-        let mut header = [0; PACKET_HEADER_SIZE + MAX_PPI_BYTES];
-        let layout = PacketLayout::received(length, receive.section.sub_allocation_size);
-        let written = layout.emit(&info, &mut header).unwrap_or(0);
-        let header = header.get(..written).unwrap_or_default();
-        let placed = write_at(memory, slot, 0, &[Source::Bytes(header)])
-            && match pieces {
-                [piece] => {
-                    let (_, rest) = piece.split(16);
-                    let [a, b] = head;
-                    let mut first = [0; 16];
-                    let (low, high) = first.split_at_mut(8);
-                    low.copy_from_slice(&a.to_le_bytes());
-                    high.copy_from_slice(&b.to_le_bytes());
-                    let first = first.get(..piece.len().min(16)).unwrap_or_default();
-                    let sources = [Source::Bytes(first), Source::Shared(rest)];
-                    write_at(memory, slot, RECEIVE_DATA_OFFSET, &sources)
-                }
-                pieces => write_pieces(memory, slot, head, pieces),
-            };
-        if !placed {
-            self.slots.put(slot);
-            return Err(NotDelivered::NoBuffer);
-        }
-        let _ = self.batch.try_push(slot);
-        Ok(())
-    }
-
-    /// Tells the guest of the frames that were delivered since the last time. False if the ring has no room: try
-    /// again when it has. The caller flushes the channel.
-    ///
-    /// # Errors
-    /// The guest broke the ring.
-    #[inline]
-    pub fn announce(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
-        if self.batch.is_empty() {
-            return Ok(true);
-        }
-        let batch = std::mem::take(&mut self.batch);
-        let sent = self.send_suballocations(ring, &batch, ChannelType::Data)?;
-        if !sent {
-            self.batch = batch;
-        }
-        Ok(sent)
-    }
-
-    fn send_suballocations(
-        &mut self,
-        ring: &mut RingSender,
-        slots: &[u32],
-        channel_type: ChannelType,
-    ) -> Result<bool, ProtocolError> {
-        let size = self.state.sub_allocation_size;
-        let ranges: ArrayVec<TransferPageRange, BATCH> = slots
-            .iter()
-            .take(BATCH)
-            .map(|slot| TransferPageRange { byte_count: size, byte_offset: slot * size })
-            .collect();
-        let transaction_id = self.slots.send(slots.iter().copied());
-        let packet = OutgoingPacket::TransferPages {
-            transaction_id,
-            page_set_id: self.state.receive_buffer_id,
-            ranges: &ranges,
-        };
-        let mut message = [0; 40];
-        let (front, _) = message.split_at_mut(SendRndisPacket::SIZE);
-        front.copy_from_slice(&SendRndisPacket { channel_type, section: None }.emit());
-        let payload = message.get(..self.state.version.message_size()).unwrap_or(&message);
-        match ring.write(packet, payload) {
-            Ok(()) => Ok(true),
-            Err(error) => {
-                // They are taken again next time.
-                let _ = self.slots.complete(transaction_id);
-                for _ in slots {
-                    let _ = self.slots.take();
-                }
-                match error {
-                    SendError::Full { .. } => Ok(false),
-                    error => Err(ProtocolError::from_send(error)),
-                }
-            }
-        }
-    }
-
-    /// Sends an RNDIS control message to the guest, behind all frames delivered before. False if there is no room
-    /// now. On the primary channel only. The caller flushes the channel.
-    ///
-    /// # Errors
-    /// The guest broke the ring.
-    pub fn send_control(
+    fn send_control(
         &mut self,
         ring: &mut RingSender,
         memory: &QueueMemory,
         bytes: &[u8],
     ) -> Result<bool, ProtocolError> {
-        if !self.announce(ring)? {
-            return Ok(false);
-        }
-        let Some(slot) = self.slots.take() else { return Ok(false) };
-        // Control messages are short; one that does not fit could never be sent.
-        let placed = write_at(memory, slot, 0, &[Source::Bytes(bytes)]);
-        if !placed || bytes.len() > self.state.sub_allocation_size as usize {
-            self.slots.put(slot);
-            return Ok(true);
-        }
-        let sent = self.send_suballocations(ring, &[slot], ChannelType::Control)?;
-        if !sent {
-            self.slots.put(slot);
-        }
-        Ok(sent)
+        Self::send_control(self, ring, memory, bytes)
     }
 }

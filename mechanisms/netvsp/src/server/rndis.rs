@@ -354,7 +354,7 @@ impl Control {
             Some((word(0)?, status))
         };
         let new = kind(&bytes);
-        self.forget(|waiting| {
+        self.outputs.forget_if(|waiting| {
             matches!(waiting, Outgoing::Rndis { bytes } if new.is_some() && kind(bytes) == new
                 && matches!(Reply::parse(bytes), Ok(Reply::IndicateStatus { .. })))
         });

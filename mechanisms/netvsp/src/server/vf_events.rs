@@ -71,8 +71,8 @@ impl Control {
         if self.session.version < Some(NvspVersion::V4) || self.session.rndis == Rndis::Down {
             return;
         }
-        if self.outbox.len() >= MAX_WAITING {
-            self.forget(|waiting| {
+        if self.outputs.waiting_count() >= MAX_WAITING {
+            self.outputs.forget_if(|waiting| {
                 matches!(waiting, Outgoing::Message { transaction: other, .. } if *other == transaction)
             });
         }

@@ -61,17 +61,23 @@ fn what_is_said_of_a_frame_arrives_with_it() {
     assert_eq!(pair.received, [Seen { bytes: to_guest, metadata: got }]);
 }
 
+/// A stream of so many bytes over TCP and IPv6, to be segmented.
+pub(super) fn large_send(payload: usize) -> (Vec<u8>, TransmitMetadata) {
+    let mut bytes = Vec::new();
+    let packet = PacketBuilder::ethernet2([4; 6], MAC.octets()).ipv6([1; 16], [2; 16], 64);
+    let payload: Vec<u8> = (0..payload).map(|i| (i % 251) as u8).collect();
+    packet.tcp(1, 2, 3, 4).write(&mut bytes, &payload).unwrap();
+    let layout = HeaderLayout { mac_len: 14, ip_len: 40, l4_len: 20 };
+    let segmentation = Some(Segmentation { mss: 1400, l3: L3Protocol::Ipv6, layout });
+    let metadata = TransmitMetadata { segmentation, ..TransmitMetadata::default() };
+    (bytes, metadata)
+}
+
 #[test]
 fn large_sends_arrive_whole_with_their_segmentation() {
     let mut pair = Pair::up();
     for payload in [3000, 6100, 8192, 40_000, 60_000] {
-        let mut bytes = Vec::new();
-        let packet = PacketBuilder::ethernet2([4; 6], MAC.octets()).ipv6([1; 16], [2; 16], 64);
-        let payload: Vec<u8> = (0..payload).map(|i| (i % 251) as u8).collect();
-        packet.tcp(1, 2, 3, 4).write(&mut bytes, &payload).unwrap();
-        let layout = HeaderLayout { mac_len: 14, ip_len: 40, l4_len: 20 };
-        let segmentation = Some(Segmentation { mss: 1400, l3: L3Protocol::Ipv6, layout });
-        let metadata = TransmitMetadata { segmentation, ..TransmitMetadata::default() };
+        let (bytes, metadata) = large_send(payload);
         pair.client.send(0, &bytes, &metadata).unwrap();
         pair.client.flush(0);
         pair.settle();

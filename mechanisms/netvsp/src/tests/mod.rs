@@ -29,6 +29,8 @@ pub(crate) const MAC: MacAddress = MacAddress::new([2, 0x15, 0x5d, 0, 0, 1]);
 /// GPADLs of the receive and send buffers.
 const RECEIVE: u32 = 0xE1;
 const SEND: u32 = 0xE2;
+/// Large sends that may be with the server.
+const LARGE_SENDS: u32 = 8;
 /// Pages of a ring, control page included.
 const RING_PAGES: usize = 17;
 
@@ -74,7 +76,7 @@ impl Pair {
         let mut memory = TestMemory::new(1400);
         let (receive, _) = memory.buffer(512 * 4096);
         let (send, _) = memory.buffer(48 * 4096);
-        let (large, frames) = memory.buffer(8 * LargeBuffers::PAGES as u32 * 4096);
+        let (large, frames) = memory.buffer(LARGE_SENDS * LargeBuffers::PAGES as u32 * 4096);
         let channels = config.channels;
         config.receive_buffer.0 = RECEIVE;
         config.send_buffer.0 = SEND;

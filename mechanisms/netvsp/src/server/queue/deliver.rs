@@ -1,0 +1,184 @@
+//! Frames to the guest: into suballocations of its receive buffer, and told of some at a time.
+
+use arrayvec::ArrayVec;
+use netvsp_protocol::{
+    nvsp::{ChannelType, SendRndisPacket},
+    packet::{MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout, RECEIVE_DATA_OFFSET},
+};
+use shared_memory::SharedSlice;
+use vmbus::{OutgoingPacket, RingSender};
+use vmbus_protocol::TransferPageRange;
+
+use super::{
+    super::{
+        QueuePhase,
+        place::{Source, wanted, write_at, write_pieces},
+    },
+    BATCH, NotDelivered, VspQueue,
+};
+use crate::{
+    ProtocolError, QueueMemory, ReceiveMetadata,
+    ring::{rndis_message, write},
+};
+
+/// Suballocations that frames leave to control messages on the primary channel (SPEC-VMBUS §5.5).
+const CONTROL_RESERVE: usize = 16;
+
+impl VspQueue {
+    /// Puts a frame into the receive buffer: its pieces in order, of which the first begins with `head` (see
+    /// [`Frame::head`](crate::Frame::head)). The guest sees it after [`Self::announce`].
+    ///
+    /// # Errors
+    /// Why it was not; it is counted.
+    #[inline]
+    pub fn deliver(
+        &mut self,
+        ring: &mut RingSender,
+        memory: &QueueMemory,
+        head: [u64; 2],
+        pieces: &[SharedSlice<'_>],
+        metadata: &ReceiveMetadata,
+    ) -> Result<(), NotDelivered> {
+        let length: usize = pieces.iter().map(SharedSlice::len).sum();
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        let result = self.place(ring, memory, head, pieces, length, metadata);
+        match result {
+            Ok(()) => {
+                self.statistics.received += 1;
+                self.statistics.received_bytes += u64::from(length);
+            }
+            Err(reason) => self.statistics.count(reason),
+        }
+        result
+    }
+
+    #[inline]
+    fn place(
+        &mut self,
+        ring: &mut RingSender,
+        memory: &QueueMemory,
+        head: [u64; 2],
+        pieces: &[SharedSlice<'_>],
+        length: u32,
+        metadata: &ReceiveMetadata,
+    ) -> Result<(), NotDelivered> {
+        if self.state.phase != QueuePhase::Running || !wanted(self.state.filter, head) {
+            return Err(NotDelivered::NotWanted);
+        }
+        if length > self.state.mtu {
+            return Err(NotDelivered::TooLong);
+        }
+        if self.batch.is_full() {
+            let _ = self.announce(ring);
+            if self.batch.is_full() {
+                return Err(NotDelivered::RingFull);
+            }
+        }
+        let reserve = if self.index == 0 { CONTROL_RESERVE } else { 0 };
+        if self.slots.free() <= reserve {
+            return Err(NotDelivered::NoBuffer);
+        }
+        let (Some(receive), Some(slot)) = (&memory.receive, self.slots.take()) else {
+            return Err(NotDelivered::NoBuffer);
+        };
+        let info = metadata.to_wire();
+        let mut header = [0; PACKET_HEADER_SIZE + MAX_PPI_BYTES];
+        let layout = PacketLayout::received(length, receive.section.sub_allocation_size);
+        let written = layout.emit(&info, &mut header).unwrap_or(0);
+        let header = header.get(..written).unwrap_or_default();
+        let placed = write_at(memory, slot, 0, &[Source::Bytes(header)])
+            && match pieces {
+                [piece] => {
+                    let (_, rest) = piece.split(16);
+                    let [a, b] = head;
+                    let mut first = [0; 16];
+                    let (low, high) = first.split_at_mut(8);
+                    low.copy_from_slice(&a.to_le_bytes());
+                    high.copy_from_slice(&b.to_le_bytes());
+                    let first = first.get(..piece.len().min(16)).unwrap_or_default();
+                    let sources = [Source::Bytes(first), Source::Shared(rest)];
+                    write_at(memory, slot, RECEIVE_DATA_OFFSET, &sources)
+                }
+                pieces => write_pieces(memory, slot, head, pieces),
+            };
+        if !placed {
+            self.slots.put(slot);
+            return Err(NotDelivered::NoBuffer);
+        }
+        let _ = self.batch.try_push(slot);
+        Ok(())
+    }
+
+    /// Tells the guest of the frames that were delivered since the last time. False if the ring has no room: try
+    /// again when it has. The caller flushes the channel.
+    ///
+    /// # Errors
+    /// The guest broke the ring.
+    #[inline]
+    pub fn announce(&mut self, ring: &mut RingSender) -> Result<bool, ProtocolError> {
+        if self.batch.is_empty() {
+            return Ok(true);
+        }
+        let batch = std::mem::take(&mut self.batch);
+        let sent = self.send_suballocations(ring, &batch, ChannelType::Data)?;
+        if !sent {
+            self.batch = batch;
+        }
+        Ok(sent)
+    }
+
+    fn send_suballocations(
+        &mut self,
+        ring: &mut RingSender,
+        slots: &[u32],
+        channel_type: ChannelType,
+    ) -> Result<bool, ProtocolError> {
+        let size = self.state.sub_allocation_size;
+        let ranges: ArrayVec<TransferPageRange, BATCH> = slots
+            .iter()
+            .take(BATCH)
+            .map(|slot| TransferPageRange { byte_count: size, byte_offset: slot * size })
+            .collect();
+        let transaction_id = self.slots.send(slots.iter().copied());
+        let packet = OutgoingPacket::TransferPages {
+            transaction_id,
+            page_set_id: self.state.receive_buffer_id,
+            ranges: &ranges,
+        };
+        let message = rndis_message(SendRndisPacket { channel_type, section: None });
+        let payload = message.get(..self.state.version.message_size()).unwrap_or(&message);
+        let sent = write(ring, packet, payload);
+        if !matches!(sent, Ok(true)) {
+            self.slots.recall(transaction_id);
+        }
+        sent
+    }
+
+    /// Sends an RNDIS control message to the guest, behind all frames delivered before. False if there is no room
+    /// now. On the primary channel only. The caller flushes the channel.
+    ///
+    /// # Errors
+    /// The guest broke the ring.
+    pub fn send_control(
+        &mut self,
+        ring: &mut RingSender,
+        memory: &QueueMemory,
+        bytes: &[u8],
+    ) -> Result<bool, ProtocolError> {
+        if !self.announce(ring)? {
+            return Ok(false);
+        }
+        let Some(slot) = self.slots.take() else { return Ok(false) };
+        // Control messages are short; one that does not fit could never be sent.
+        let placed = write_at(memory, slot, 0, &[Source::Bytes(bytes)]);
+        if !placed || bytes.len() > self.state.sub_allocation_size as usize {
+            self.slots.put(slot);
+            return Ok(true);
+        }
+        let sent = self.send_suballocations(ring, &[slot], ChannelType::Control)?;
+        if !sent {
+            self.slots.put(slot);
+        }
+        Ok(sent)
+    }
+}
