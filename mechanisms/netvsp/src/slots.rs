@@ -50,6 +50,11 @@ impl Slots {
         })
     }
 
+    /// All slots are free again: the channel that they went by is closed.
+    pub(crate) fn free_all(&mut self) {
+        *self = Self::new(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
+    }
+
     pub(crate) fn free(&self) -> usize {
         self.free.len()
     }

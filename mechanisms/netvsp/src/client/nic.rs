@@ -25,6 +25,7 @@ pub struct NetVsc {
     memory: QueueMemory,
     receive_buffer: GuestBuffer,
     send_buffer: GuestBuffer,
+    /// Here while the channel is closed, else with the primary's queue.
     large: Option<LargeBuffers>,
     send_table: [u32; SEND_TABLE_ENTRIES],
     upcalls: VecDeque<Upcall>,
@@ -108,7 +109,9 @@ impl NetVsc {
 
     /// The channel was rescinded, or the guest closes it.
     pub fn close(&mut self) {
-        self.channels.close(0);
+        if let Some(mut primary) = self.channels.close(0) {
+            self.large = primary.take_large();
+        }
         self.memory = QueueMemory::default();
         self.control.closed();
         self.effects();

@@ -155,6 +155,13 @@ impl VscQueue {
         self.large = Some(large);
     }
 
+    /// The pages for large sends, all free: nothing uses the channel any more.
+    pub fn take_large(&mut self) -> Option<LargeBuffers> {
+        let mut large = self.large.take()?;
+        large.slots.free_all();
+        Some(large)
+    }
+
     /// Frames may be sent, up to `max_packets` in one message; or no more.
     pub fn set_up(&mut self, up: bool, max_packets: u32) {
         self.up = up;

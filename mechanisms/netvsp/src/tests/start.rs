@@ -150,6 +150,30 @@ fn a_closed_channel_gives_its_buffers_back_and_can_be_opened_again() {
 }
 
 #[test]
+fn a_nic_that_is_opened_again_sends_large_frames_as_before() {
+    let mut pair = Pair::up();
+    let (bytes, large) = frames::large_send(20_000);
+    for round in 0..3 {
+        pair.client.send(0, &bytes, &large).unwrap();
+        pair.client.flush(0);
+        pair.settle();
+        assert_eq!(pair.forwarded.pop().unwrap().bytes, bytes, "round {round}");
+        // All buffers are with the server when the channel closes; they are the guest's again.
+        for _ in 0..LARGE_SENDS {
+            pair.client.send(0, &bytes, &large).unwrap();
+        }
+        assert_eq!(pair.client.send(0, &bytes, &large), Err(client::NotSent::NoBuffer));
+        pair.close();
+        assert_eq!(pair.client.send(0, &bytes, &large), Err(client::NotSent::NotUp));
+        pair.open();
+        // A second opening is refused, and takes nothing with it.
+        let again = channel_in(&mut pair.memory, RING_PAGES).unwrap();
+        assert!(!pair.client.open(0, again.guest));
+        pair.settle();
+    }
+}
+
+#[test]
 fn a_receive_buffer_that_cannot_be_used_is_refused() {
     let mut pair = Pair::new(NicConfig::new(MAC), VscConfig::new(RECEIVE, SEND));
     let (small, _) = pair.memory.buffer(8192);
