@@ -17,7 +17,7 @@ pub const RING_LENGTHS: std::ops::RangeInclusive<u16> = 64..=8160;
 /// queue pair.
 #[derive(Debug)]
 pub struct DriverConfig {
-    /// The vfio-user socket on which the function is served.
+    /// The vfio-user socket on which the function is served; means nothing to [`crate::AvfDriver::open_on`].
     pub socket: PathBuf,
     /// Queue pairs wanted, 1–16; fewer are given where the PF grants fewer.
     pub queue_pairs: u16,
@@ -72,6 +72,12 @@ impl DriverConfig {
             reset_at_open: true,
             timeouts: Timeouts::default(),
         }
+    }
+
+    /// The defaults of [`new`](Self::new) for a function that is not behind a socket:
+    /// [`crate::AvfDriver::open_on`].
+    pub fn without_socket() -> Self {
+        Self::new(PathBuf::new())
     }
 
     /// Bytes of memory that rings and buffers take: the least length of [`MemorySource::Given`].

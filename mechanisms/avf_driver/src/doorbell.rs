@@ -1,5 +1,5 @@
-//! How a queue tells the device of its new tail: a store where the server shares the doorbell page,
-//! a REGION_WRITE without reply where it does not.
+//! How a queue tells the device of its new tail: a store where the doorbell page is mapped, a write
+//! by the transport where it is not.
 
 use std::sync::Arc;
 

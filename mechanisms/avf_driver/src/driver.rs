@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use shared_memory::DescriptorRing;
-use vfio_user_client::{Client, ClientError, DeviceInfo, PciRegion};
 
 use crate::{
-    AvfControl, DriverConfig, DriverError, DriverMemory, Result, RxQueue, TxQueue, bar::Bar,
-    buffers::Depot, gate::Generation,
+    AvfControl, DriverConfig, DriverError, DriverMemory, Result, RxQueue, TxQueue,
+    bar::Bar,
+    buffers::Depot,
+    gate::Generation,
+    transport::{Transport, VfioUser},
 };
 
 /// PCI vendor and the device ids of functions that speak AVF (SPEC-AVF §1.1).
@@ -44,18 +46,37 @@ impl AvfDriver {
     /// answer, refuses, or offers no AVF. After an error nothing is left behind but what the server
     /// remembers until the connection closes.
     pub fn open(mut config: DriverConfig) -> Result<(AvfControl, Vec<QueuePair>)> {
-        config.check()?;
-        let source = std::mem::take(&mut config.memory);
-        let memory = Arc::new(DriverMemory::new(&config, source)?);
-        let client = Client::connect(&config.socket, config.timeouts.request)?;
-        identify(&client)?;
-        let bar = Arc::new(Bar::open(client)?);
-        let size = memory.mapping().len() as u64;
-        bar.client().dma_map(memory.iova().0, size, memory.fd(), memory.file_offset())?;
+        let memory = make_memory(&mut config)?;
+        let transport = VfioUser::connect(&config.socket, config.timeouts.request)?;
+        Self::start(Arc::new(transport), memory, config)
+    }
+
+    /// As [`open`](Self::open), for a function that is reached in another way; the configuration's socket means
+    /// nothing. What is in `config.memory` must be memory that the transport can make reachable.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); of the transport.
+    pub fn open_on(
+        transport: Arc<dyn Transport>,
+        mut config: DriverConfig,
+    ) -> Result<(AvfControl, Vec<QueuePair>)> {
+        let memory = make_memory(&mut config)?;
+        Self::start(transport, memory, config)
+    }
+
+    fn start(
+        transport: Arc<dyn Transport>,
+        memory: Arc<DriverMemory>,
+        config: DriverConfig,
+    ) -> Result<(AvfControl, Vec<QueuePair>)> {
+        identify(&*transport)?;
+        let was_reset = config.reset_at_open && transport.reset()?;
+        let bar = Arc::new(Bar::open(transport)?);
+        bar.transport().share_memory(&memory)?;
         let depot = Arc::new(Depot::new(memory.buffer_numbers()));
         let generation = Generation::default();
         let mut control = AvfControl::new(config, memory, bar, generation)?;
-        control.reset_at_open()?;
+        control.activate(was_reset)?;
         let granted = match control.negotiate() {
             // The PF resets the function at its own time.
             Err(DriverError::NeedsRebuild) => {
@@ -75,6 +96,13 @@ impl AvfDriver {
         let pairs = pairs.map_err(|failure| failure.error)?;
         Ok((control, pairs))
     }
+}
+
+/// Checks the configuration and makes the memory that it asks for.
+fn make_memory(config: &mut DriverConfig) -> Result<Arc<DriverMemory>> {
+    config.check()?;
+    let source = std::mem::take(&mut config.memory);
+    Ok(Arc::new(DriverMemory::new(config, source)?))
 }
 
 fn pair(control: &AvfControl, depot: &Arc<Depot>, index: u16) -> Result<QueuePair> {
@@ -109,13 +137,10 @@ fn pair(control: &AvfControl, depot: &Arc<Depot>, index: u16) -> Result<QueuePai
 }
 
 /// Refuses functions that are not AVF.
-fn identify(client: &Client) -> Result<()> {
-    let info = client.device_info()?;
-    if info.flags & DeviceInfo::FLAG_PCI == 0 {
-        let problem = "it serves no PCI function".into();
-        return Err(ClientError::Protocol { command: "DEVICE_GET_INFO", problem }.into());
-    }
-    let [a, b, c, d] = client.region_read::<4>(PciRegion::Config, 0)?;
+fn identify(transport: &dyn Transport) -> Result<()> {
+    let mut ids = [0; 4];
+    transport.config_read(0, &mut ids)?;
+    let [a, b, c, d] = ids;
     let (vendor, device) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
     if vendor != VENDOR || !DEVICES.contains(&device) {
         return Err(DriverError::NotAvf { vendor, device });

@@ -25,9 +25,9 @@ pub enum DriverError {
         #[source]
         source: std::io::Error,
     },
-    /// The server closed the connection or died: to this driver, surprise removal of the device.
-    /// Open the device again when its socket is served again.
-    #[error("the device is gone: its vfio-user server closed the connection")]
+    /// The function is not there any more: its vfio-user server closed the connection or died, or a bus took it
+    /// back. Open the device again when it is served again.
+    #[error("the device is gone: whoever serves it closed the connection or took it back")]
     DeviceGone,
     /// The kernel refused an operation on the connection or an event descriptor.
     #[error("{operation} failed")]
@@ -49,6 +49,15 @@ pub enum DriverError {
     /// The server broke the vfio-user protocol, or refused a command.
     #[error(transparent)]
     VfioUser(ClientError),
+    /// What reaches the function failed, in a way of its own.
+    #[error("{operation} failed")]
+    Transport {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The function behind the socket is not an AVF device (SPEC-AVF §1.1).
     #[error("the function is not an AVF device: {vendor:04x}:{device:04x}")]
     NotAvf {

@@ -1,5 +1,5 @@
 //! AVF driver in user space: poll mode, bursts, zero-copy buffers, over any vfio-user socket that
-//! serves AVF.
+//! serves AVF, or any other [`transport`] to a function that does.
 //!
 //! It is a driver and no more: it moves frames between buffers and queues as it is told and looks
 //! into none; it owns no thread, and does not decide where a frame goes, what to do about a lost
@@ -69,6 +69,7 @@ mod mailbox;
 mod memory;
 mod rx;
 mod segment;
+pub mod transport;
 mod tx;
 mod vector;
 

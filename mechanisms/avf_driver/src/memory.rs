@@ -319,7 +319,7 @@ impl DriverMemory {
     }
 
     /// Byte offset in the memory file at which the mapping begins.
-    pub(crate) fn file_offset(&self) -> u64 {
+    pub fn file_offset(&self) -> u64 {
         self.file_offset
     }
 

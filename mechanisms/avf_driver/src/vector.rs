@@ -1,11 +1,11 @@
-//! The interrupt of a queue: an event descriptor that the server signals, and the register that
+//! The interrupt of a queue: an event descriptor that the device signals, and the register that
 //! arms it.
 //!
 //! Interrupts are one-shot: the device signals once and disarms; what happens before the queue arms
 //! again is signalled then (SPEC-AVF §6.3).
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,18 +16,13 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{DriverError, Result, bar::Bar};
+use crate::{DriverError, Result, bar::Bar, transport::Interrupt};
 
 /// An event descriptor, non-blocking.
 pub(crate) fn event_descriptor() -> Result<OwnedFd> {
     rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| {
         DriverError::Io { operation: "creating an event descriptor", source: errno.into() }
     })
-}
-
-/// Clears an event descriptor.
-pub(crate) fn clear(event: BorrowedFd<'_>) {
-    take(event);
 }
 
 /// Clears an event descriptor and tells whether it was signalled.
@@ -72,13 +67,13 @@ pub(crate) fn wait_readable(
 /// One MSI-X vector as a receive queue uses it.
 #[derive(Clone, Debug)]
 pub(crate) struct Vector {
-    event: Arc<OwnedFd>,
+    event: Arc<dyn Interrupt>,
     bar: Arc<Bar>,
     number: u16,
 }
 
 impl Vector {
-    pub(crate) fn new(event: Arc<OwnedFd>, bar: Arc<Bar>, number: u16) -> Self {
+    pub(crate) fn new(event: Arc<dyn Interrupt>, bar: Arc<Bar>, number: u16) -> Self {
         Self { event, bar, number }
     }
 
@@ -88,16 +83,16 @@ impl Vector {
     }
 
     pub(crate) fn event_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.event.event_fd()
     }
 
     pub(crate) fn acknowledge(&self) {
-        clear(self.event.as_fd());
+        self.event.take();
     }
 
     /// Waits for the signal and takes it.
     pub(crate) fn wait(&self, limit: Option<Duration>) -> Result<bool> {
-        let woken = wait_readable(&[self.event.as_fd()], limit)?;
+        let woken = wait_readable(&[self.event.event_fd()], limit)?;
         if woken {
             self.acknowledge();
         }

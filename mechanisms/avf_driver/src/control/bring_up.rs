@@ -2,8 +2,6 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    os::fd::AsFd,
-    sync::Arc,
     time::Instant,
 };
 
@@ -15,13 +13,9 @@ use avf_protocol::{
         VectorMap, Version, VfResources,
     },
 };
-use vfio_user_client::{DeviceInfo, PciIrq};
 
 use super::{AvfControl, Capabilities, RebuildError, State};
-use crate::{
-    DriverError, Event, QueuePair, Result,
-    vector::{self, Vector},
-};
+use crate::{DriverError, Event, QueuePair, Result, vector::Vector};
 
 /// COMMAND register of configuration space, and its Memory Space and Bus Master bits.
 const PCI_COMMAND: u16 = 4;
@@ -51,16 +45,11 @@ fn wanted_capabilities() -> Granted {
 }
 
 impl AvfControl {
-    /// Makes the function active and, if configured, without a trace of an earlier user.
-    pub(crate) fn reset_at_open(&mut self) -> Result<()> {
-        let client = self.bar.client();
-        let resettable = client.device_info()?.flags & DeviceInfo::FLAG_RESET != 0;
-        if self.config.reset_at_open && resettable {
-            client.reset()?;
-        }
+    /// Makes the function active and, if configured and not yet done, without a trace of an earlier user.
+    pub(crate) fn activate(&mut self, was_reset: bool) -> Result<()> {
         self.set_bus_master()?;
         self.wait_until_active()?;
-        if self.config.reset_at_open && !resettable {
+        if self.config.reset_at_open && !was_reset {
             let (mailbox, bar) = (&mut self.mailbox, &*self.bar);
             mailbox.start(bar)?;
             self.reset()?;
@@ -70,11 +59,11 @@ impl AvfControl {
 
     /// Lets the device decode its registers, reach memory and interrupt.
     fn set_bus_master(&mut self) -> Result<()> {
-        let client = self.bar.client();
+        let transport = self.bar.transport();
         let mut command = [0; 2];
-        client.config_read(PCI_COMMAND, &mut command)?;
+        transport.config_read(PCI_COMMAND, &mut command)?;
         let command = u16::from_le_bytes(command) | PCI_COMMAND_MEMORY_AND_MASTER;
-        Ok(client.config_write(PCI_COMMAND, &command.to_le_bytes())?)
+        transport.config_write(PCI_COMMAND, &command.to_le_bytes())
     }
 
     /// Starts the mailbox and agrees with the PF on version and resources. Returns how many queue
@@ -241,19 +230,13 @@ impl AvfControl {
             return Ok(());
         }
         let needed = self.queue_pairs + 1;
-        if self.capabilities.vectors < needed
-            || self.bar.client().irq_info(PciIrq::Msix)?.count < u32::from(needed)
-        {
+        if self.capabilities.vectors < needed {
             return Err(DriverError::NotGranted("an interrupt vector for each queue pair"));
         }
-        if self.events.is_empty() {
-            self.events = (0..needed)
-                .map(|_| vector::event_descriptor().map(Arc::new))
-                .collect::<Result<_>>()?;
+        self.events = self.bar.transport().interrupts(needed)?;
+        for event in &self.events {
+            event.take();
         }
-        self.events.iter().for_each(|event| vector::clear(event.as_fd()));
-        let events: Vec<_> = self.events.iter().map(|event| event.as_fd()).collect();
-        self.bar.client().set_irq_events(PciIrq::Msix, 0, &events)?;
         self.write(DYN_CTL01, DynCtl::ENABLE.0)?;
         self.write(ICR0_ENA1, cause::ADMINQ)?;
         // The flush that all drivers do (SPEC-AVF §2.4).
@@ -263,7 +246,7 @@ impl AvfControl {
     /// After the mailbox's interrupt fired: makes its descriptor unreadable and arms it again.
     pub(super) fn rearm_mailbox_interrupt(&mut self) -> Result<()> {
         let Some(event) = self.events.first() else { return Ok(()) };
-        if vector::take(event.as_fd()) {
+        if event.take() {
             let posted = self.bar.post(DYN_CTL01, DynCtl::ENABLE.0);
             self.watch(posted)?;
         }

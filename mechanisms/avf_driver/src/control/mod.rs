@@ -22,7 +22,7 @@ use crate::{
     bar::{Bar, Registers},
     gate::Generation,
     mailbox::Mailbox,
-    vector,
+    transport::Interrupt,
 };
 
 pub use filters::Promiscuity;
@@ -89,8 +89,8 @@ pub struct AvfControl {
     config: DriverConfig,
     memory: Arc<DriverMemory>,
     bar: Arc<Bar>,
-    /// For waits: readable when the server dies.
-    socket: OwnedFd,
+    /// For waits: readable when the function goes.
+    gone: OwnedFd,
     generation: Generation,
     mailbox: Mailbox,
     state: State,
@@ -103,8 +103,8 @@ pub struct AvfControl {
     multicast: Vec<MacAddress>,
     vlans: Vec<u16>,
     promiscuity: Promiscuity,
-    /// Event descriptors by MSI-X vector; empty without interrupts.
-    events: Vec<Arc<OwnedFd>>,
+    /// Interrupts by MSI-X vector; empty without interrupts.
+    events: Vec<Arc<dyn Interrupt>>,
     queue_pairs: u16,
     pending: VecDeque<Event>,
     next_liveness: Option<Instant>,
@@ -121,7 +121,7 @@ impl AvfControl {
         generation: Generation,
     ) -> Result<Self> {
         Ok(Self {
-            socket: bar.client().duplicate_fd()?,
+            gone: bar.transport().gone_fd()?,
             mailbox: Mailbox::new(memory.clone())?,
             mac: config.mac.unwrap_or_default(),
             config,
@@ -211,12 +211,13 @@ impl AvfControl {
     /// `None` without interrupts. [`poll_events`](Self::poll_events) makes it unreadable again.
     /// Also wait on [`server_fd`](Self::server_fd).
     pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.events.first().map(|event| event.as_fd())
+        self.events.first().map(|event| event.event_fd())
     }
 
-    /// A descriptor that becomes readable when the server closes the connection or dies.
+    /// A descriptor that becomes readable when the function goes: when the server closes the connection or dies,
+    /// for one.
     pub fn server_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.gone.as_fd()
     }
 
     /// What happened since the last call, in order. Cheap enough for every turn of a data-path
@@ -239,7 +240,7 @@ impl AvfControl {
         let liveness = due(self.next_liveness);
         if liveness {
             self.next_liveness = now.checked_add(LIVENESS_INTERVAL);
-            let check = self.bar.client().check().map_err(DriverError::from);
+            let check = self.bar.transport().check();
             self.watch(check)?;
         }
         if liveness || self.mailbox.has_message() {
@@ -268,7 +269,7 @@ impl AvfControl {
         self.link = LinkStatus { up: false, mbps: self.link.mbps };
         self.generation.end();
         for event in &self.events {
-            vector::signal(event.as_fd());
+            event.wake();
         }
         self.push(event);
     }
@@ -293,7 +294,7 @@ impl AvfControl {
             self.state = State::NeedsRebuild;
             self.generation.end();
             for event in &self.events {
-                vector::signal(event.as_fd());
+                event.wake();
             }
         }
         if self.mailbox_is_on()? {
@@ -421,7 +422,7 @@ impl AvfControl {
 
     /// Passes a result on and, if it says that the server is gone, stops the device.
     fn watch<T>(&mut self, result: Result<T>) -> Result<T> {
-        if result.is_err() && self.state != State::Gone && self.bar.client().is_gone() {
+        if result.is_err() && self.state != State::Gone && self.bar.transport().is_gone() {
             self.stop(State::Gone, Event::DeviceGone);
             return Err(DriverError::DeviceGone);
         }

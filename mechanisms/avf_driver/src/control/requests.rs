@@ -35,7 +35,7 @@ impl Pause {
         if left.is_zero() {
             return Ok(false);
         }
-        vector::wait_readable(&[control.socket.as_fd()], Some(self.next.min(left)))?;
+        vector::wait_readable(&[control.gone.as_fd()], Some(self.next.min(left)))?;
         self.next = (self.next * 2).min(Self::LONGEST);
         Ok(true)
     }
@@ -87,7 +87,7 @@ impl AvfControl {
             if self.resets_noticed() != resets {
                 return Err(DriverError::NeedsRebuild);
             }
-            let check = self.bar.client().check().map_err(DriverError::from);
+            let check = self.bar.transport().check();
             self.watch(check)?;
             let more = pause.sleep(self)?;
             if !more || Instant::now() >= look_for_reset {
