@@ -1,6 +1,7 @@
 //! Private controls of this adapter: what no OID covers. Codes and their JSON payloads, for both ends of
 //! device control.
 
+pub use nic_switch::VlanMode;
 use serde::{Deserialize, Serialize};
 
 use crate::{FunctionStats, UplinkStats};
@@ -206,27 +207,6 @@ pub struct VfStatus {
     /// The function.
     #[serde(flatten)]
     pub function: FunctionStatus,
-}
-
-/// The VLAN mode of a VPort.
-#[derive(Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "mode")]
-pub enum VlanMode {
-    /// Tags pass as they are; receive filters alone decide.
-    #[default]
-    Transparent,
-    /// One VLAN, never a tag.
-    Access {
-        /// VLAN id, 1–4094.
-        vlan: u16,
-    },
-    /// Several VLANs by tag.
-    Trunk {
-        /// VLAN of untagged frames; 0 leaves them untagged.
-        native: u16,
-        /// VLANs that pass tagged.
-        allowed: Vec<u16>,
-    },
 }
 
 /// Changes what a VPort may do.

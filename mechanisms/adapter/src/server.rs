@@ -12,8 +12,8 @@ use device_control::{
     PfDriverHandler, Request, RequestId, ServerConfig, ServerError,
 };
 use ndis::{AdapterConfiguration, Ndis, NdisEvent, NdisSriovDevice, Requester, request_kind};
-use ndis_protocol::{FunctionId, VPortId, VfId, VlanId};
-use nic_switch::{VPortPolicy, VlanPolicy, VlanSet};
+use ndis_protocol::{FunctionId, VPortId, VfId};
+use nic_switch::VPortPolicy;
 use pcivirt_protocol::{IoctlCode, NtStatus, VfIndex};
 use pf_driver::{LuidGenerator, PfDriver};
 
@@ -22,7 +22,7 @@ use crate::{
     adapter::lock,
     control::{
         AdapterStatus, FunctionStatus, NdisOid, PnpStatus, PrivateControl, SetVPortPolicy,
-        UplinkStatus, VfNumber, VfStatus, VlanMode,
+        UplinkStatus, VfNumber, VfStatus,
     },
     rebalance::Rebalancer,
 };
@@ -287,21 +287,10 @@ impl Handler {
 /// A policy as the switch takes it; `None` if a number is out of range.
 fn policy(change: &SetVPortPolicy) -> Option<(VPortId, VPortPolicy)> {
     let vport = VPortId::new(change.vport)?;
-    let vlan = match &change.vlan {
-        VlanMode::Transparent => VlanPolicy::Transparent,
-        VlanMode::Access { vlan } => VlanPolicy::Access(VlanId::new(*vlan)?.get()),
-        VlanMode::Trunk { native, allowed } => {
-            if *native != 0 {
-                VlanId::new(*native)?;
-            }
-            let allowed = allowed.iter().map(|id| Some(VlanId::new(*id)?.get()));
-            VlanPolicy::Trunk { native: *native, allowed: allowed.collect::<Option<VlanSet>>()? }
-        }
-    };
     let policy = VPortPolicy {
         allow_spoofing: change.allow_spoofing,
         allow_promiscuous: change.allow_promiscuous,
-        vlan,
+        vlan: change.vlan.policy()?,
     };
     Some((vport, policy))
 }

@@ -25,6 +25,7 @@ mod filter_table;
 mod frame;
 mod policy;
 mod switch;
+mod vlan_mode;
 
 pub use frame::{FrameKey, MacKey};
 pub use policy::{VPortPolicy, VlanPolicy, VlanSet};
@@ -32,3 +33,4 @@ pub use switch::{
     DropReason, Egress, EgressList, Ingress, NicSwitch, ReceiveFilter, SwitchError, Verdict,
     VlanMatch,
 };
+pub use vlan_mode::VlanMode;

@@ -24,6 +24,7 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 mod avf_uplink;
+pub mod control;
 mod finish;
 mod frame;
 mod port;

@@ -7,6 +7,7 @@ use nic_switch::{
     DropReason, Egress, EgressList, Ingress, NicSwitch, ReceiveFilter, SwitchError, VPortPolicy,
     Verdict, VlanMatch,
 };
+use serde::{Deserialize, Serialize};
 use shared_memory::MemoryError;
 
 use crate::{Frame, NotDelivered, Offloads, Port, Staging};
@@ -26,7 +27,7 @@ pub struct PortPolicy {
 }
 
 /// What passed through a port. "Sent" is by whoever is behind it.
-#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct PortStatistics {
     /// Packets sent; a large send is one.
     pub sent: u64,
