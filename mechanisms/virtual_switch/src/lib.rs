@@ -14,6 +14,7 @@
 //! | `frame` | a frame inside the switch: pieces of shared memory, a tag, offloads |
 //! | `finish` | does in software what a frame still asks for: checksums, segments |
 //! | [`SyntheticPort`] | a VM's NetVSP |
+//! | [`TulipPort`] | a VM's emulated adapter, served over vfio-user |
 //! | [`Worker`] | the thread that drives a switch, and the handle by which control reaches it |
 //! | [`AvfUplink`] | the default VPort of an SR-IOV adapter, by the AVF driver |
 //!
@@ -27,12 +28,14 @@ mod avf_uplink;
 pub mod control;
 mod finish;
 mod frame;
+mod frame_queue;
 mod port;
 mod staging;
 mod switch;
 mod synthetic_port;
 #[cfg(test)]
 mod tests;
+mod tulip_port;
 mod worker;
 
 pub use avf_uplink::{AvfUplink, UplinkUnsuitable};
@@ -41,4 +44,5 @@ pub use port::{NotDelivered, Port};
 pub use staging::Staging;
 pub use switch::{PortPolicy, PortStatistics, VirtualSwitch};
 pub use synthetic_port::SyntheticPort;
+pub use tulip_port::{TulipHandle, TulipPort, TulipPortError};
 pub use worker::{SwitchHandle, SwitchStopped, Worker};

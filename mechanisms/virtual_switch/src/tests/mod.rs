@@ -1,5 +1,6 @@
 //! Switches with ports of memory, and one with a real adapter as uplink.
 
+mod legacy;
 mod offloads;
 mod rules;
 mod synthetic;

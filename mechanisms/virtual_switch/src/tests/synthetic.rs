@@ -26,19 +26,19 @@ const SEND: u32 = 2;
 const RING_PAGES: usize = 17;
 
 /// A guest on a port, and its host's control side.
-struct Guest {
+pub(super) struct Guest {
     nic: NetVsc,
     port: VPortId,
     switch: SwitchHandle,
     upcalls: Receiver<Upcall>,
     buffers: (GuestBuffer, GuestBuffer),
-    received: Vec<Vec<u8>>,
+    pub(super) received: Vec<Vec<u8>>,
     up: bool,
     _memory: TestMemory,
 }
 
 impl Guest {
-    fn boot(switch: &SwitchHandle, number: u8) -> Self {
+    pub(super) fn boot(switch: &SwitchHandle, number: u8) -> Self {
         let mut memory = TestMemory::new(1400);
         let (receive, _) = memory.buffer(512 * 4096);
         let (send, _) = memory.buffer(48 * 4096);
@@ -73,7 +73,7 @@ impl Guest {
     }
 
     /// One turn of the guest's driver and of its host's control side.
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         let received = &mut self.received;
         self.nic.poll(0, |burst| {
             for frame in burst.frames() {
@@ -100,7 +100,7 @@ impl Guest {
         }
     }
 
-    fn run_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+    pub(super) fn run_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !done(self) {
             self.turn();
@@ -110,7 +110,7 @@ impl Guest {
     }
 
     /// Sends a frame, waiting for room.
-    fn send(&mut self, bytes: &[u8], metadata: &TransmitMetadata) {
+    pub(super) fn send(&mut self, bytes: &[u8], metadata: &TransmitMetadata) {
         let start = Instant::now();
         loop {
             match self.nic.send(0, bytes, metadata) {
