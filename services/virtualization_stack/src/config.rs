@@ -67,7 +67,8 @@ pub enum VmState {
 }
 
 /// Kind of a VM network adapter.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AdapterKind {
     /// The software NIC over VMBus.
     #[default]
@@ -255,4 +256,7 @@ pub struct StackConfig {
     /// Whether VFs are given although the host lacks something (IovEnableOverride). Unsafe: without DMA remapping a VF
     /// reaches all memory.
     pub host_override: bool,
+    /// The serial number before the first one that is given out. Where guests may still hold VFs of an earlier life of the
+    /// stack, another than that one's, so that reports about those are told apart.
+    pub last_serial: u32,
 }

@@ -41,6 +41,11 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
+    /// Nothing is outstanding; serial numbers come after this one.
+    pub(crate) fn new(last_serial: u32) -> Self {
+        Self { last_serial, ..Self::default() }
+    }
+
     pub(crate) fn issue(
         &mut self,
         nic: NicId,

@@ -1,6 +1,6 @@
 //! What people are shown of an adapter and of a NIC (SPEC-MANAGEMENT §4.1, §5.1, §5.4).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{AdapterId, DataPath, NicId, Reason, State, VfSerial, VmId};
 
@@ -51,7 +51,7 @@ pub struct VirtualFunction {
 }
 
 /// Status of an adapter (SPEC-MANAGEMENT §5.4).
-#[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Health {
     /// 2: as it should be.
     Ok,

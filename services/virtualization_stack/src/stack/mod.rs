@@ -60,7 +60,7 @@ impl Stack {
             switches: BTreeMap::new(),
             vms: BTreeMap::new(),
             adapters: BTreeMap::new(),
-            out: Outbox::default(),
+            out: Outbox::new(config.last_serial),
             timer: None,
             last_turn: 0,
         }

@@ -1,0 +1,263 @@
+//! Switches: their ports are kept as the adapters are configured, and what they report is what the stack is told of
+//! guests' NetVSCs.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use device_control::{Completion, Target};
+use virtual_switch::control::{
+    DataPath as PortPath, GuestState, PortCommand, PortConfig, PortKind, PortName, PortReport,
+    PrivateControl, REPORT_CAPACITY, STATUS_CAPACITY, SwitchStatus, VfCommand,
+};
+use virtualization_stack::{
+    AdapterId, AdapterKind, DataPath, Input, NetVspCommand, NetVspReport, VmSwitchId,
+};
+
+use super::links::What;
+use super::{PortLevels, RETRY, Runtime};
+use crate::event::{Peer, ProcessEvent};
+use crate::nic_call::vlan_mode;
+
+const fn stack_path(path: PortPath) -> DataPath {
+    match path {
+        PortPath::Synthetic => DataPath::Synthetic,
+        PortPath::Vf => DataPath::Vf,
+    }
+}
+
+const fn port_path(path: DataPath) -> PortPath {
+    match path {
+        DataPath::Synthetic => PortPath::Synthetic,
+        DataPath::Vf => PortPath::Vf,
+    }
+}
+
+impl Runtime {
+    /// Which ports a switch has is asked first: those of adapters that are gone are deleted.
+    pub(super) fn switch_connected(&mut self, id: VmSwitchId) {
+        let target = Target::Private(PrivateControl::Status.code());
+        let peer = Peer::Switch(id);
+        // If it cannot be sent the connection is lost again.
+        let _ = self.send(peer, target, &[], STATUS_CAPACITY, What::SwitchStatus);
+    }
+
+    pub(super) fn switch_lost(&mut self, id: VmSwitchId) {
+        if let Some(switch) = self.switches.get_mut(&id) {
+            switch.told = None;
+            switch.retry = None;
+        }
+        for adapter in self.connected_to(id) {
+            if let Some(adapter) = self.adapters.get_mut(&adapter) {
+                adapter.port = None;
+                adapter.port_error = None;
+            }
+        }
+        self.inputs.push_back(Input::SwitchStopped(id));
+    }
+
+    pub(super) fn switch_status(&mut self, peer: Peer, completion: &Completion) {
+        let Peer::Switch(id) = peer else { return };
+        let status = completion.status.is_success().then_some(&completion.output);
+        let status = status.and_then(|json| serde_json::from_slice::<SwitchStatus>(json).ok());
+        let Some(status) = status else {
+            self.nonsense(peer, "Status");
+            return;
+        };
+        if let Some(switch) = self.switches.get_mut(&id) {
+            switch.told = Some(BTreeMap::new());
+        }
+        let wanted = self.ports_of(id);
+        for port in status.ports.iter().filter(|port| !wanted.contains_key(&port.port)) {
+            self.delete_port(id, &port.port);
+        }
+        self.tell_ports(id);
+        self.inputs.push_back(Input::SwitchStarted(id));
+        self.ask_switch(id);
+    }
+
+    fn ask_switch(&mut self, id: VmSwitchId) {
+        let target = Target::Private(PrivateControl::NextReport.code());
+        let _ = self.send(Peer::Switch(id), target, &[], REPORT_CAPACITY, What::SwitchReport);
+    }
+
+    /// Adapters whose ports are on a switch.
+    pub(super) fn connected_to(&self, id: VmSwitchId) -> Vec<AdapterId> {
+        let adapters = self.adapters.iter().filter(|(_, a)| a.port_switch == Some(id));
+        adapters.map(|(id, _)| *id).collect()
+    }
+
+    /// The ports that a switch is to have.
+    fn ports_of(&self, id: VmSwitchId) -> BTreeMap<String, (AdapterId, PortConfig)> {
+        let sriov = self.switches.get(&id).is_some_and(|switch| switch.settings.iov);
+        let port = |adapter: AdapterId| {
+            let settings = &self.adapters.get(&adapter)?.settings;
+            let port = self.names.adapter(adapter);
+            let config = PortConfig {
+                kind: match (&settings.kind, &settings.socket) {
+                    (AdapterKind::Legacy, Some(socket)) => {
+                        PortKind::Legacy { socket: socket.clone() }
+                    }
+                    _ => PortKind::Synthetic,
+                },
+                vlan: vlan_mode(&settings.vlan),
+                allow_spoofing: settings.mac_spoofing,
+                max_channels: settings.channels,
+                sriov,
+                friendly_name: settings.name.clone(),
+                ..PortConfig::new(port.clone(), settings.mac)
+            };
+            Some((port, (adapter, config)))
+        };
+        self.connected_to(id).into_iter().filter_map(port).collect()
+    }
+
+    /// Tells a switch what of its ports it was not told.
+    pub(super) fn tell_ports(&mut self, id: VmSwitchId) {
+        let wanted = self.ports_of(id);
+        let Some(told) = self.switches.get(&id).and_then(|switch| switch.told.as_ref()) else {
+            return;
+        };
+        let gone: Vec<_> =
+            told.keys().filter(|port| !wanted.contains_key(*port)).cloned().collect();
+        let changed: Vec<_> = wanted
+            .into_iter()
+            .filter(|(port, (_, config))| told.get(port) != Some(config))
+            .collect();
+        for port in gone {
+            self.delete_port(id, &port);
+        }
+        for (port, (adapter, config)) in changed {
+            let what = What::SetPort { adapter, port: port.clone() };
+            let code = PrivateControl::SetPort.code();
+            if self.send_private(Peer::Switch(id), code, &config, 0, what).is_ok()
+                && let Some(told) = self.told_ports(id)
+            {
+                told.insert(port, config);
+            }
+        }
+    }
+
+    fn told_ports(&mut self, id: VmSwitchId) -> Option<&mut BTreeMap<String, PortConfig>> {
+        self.switches.get_mut(&id)?.told.as_mut()
+    }
+
+    fn delete_port(&mut self, id: VmSwitchId, port: &str) {
+        if let Some(told) = self.told_ports(id) {
+            told.remove(port);
+        }
+        let input = PortName { port: port.to_owned() };
+        let code = PrivateControl::DeletePort.code();
+        let what =
+            What::Command { adapter: None, request: "DeletePort", absence_is_fine: true };
+        let _ = self.send_private(Peer::Switch(id), code, &input, 0, what);
+    }
+
+    pub(super) fn port_set(
+        &mut self,
+        peer: Peer,
+        adapter: AdapterId,
+        port: &str,
+        completion: &Completion,
+    ) {
+        let Peer::Switch(id) = peer else { return };
+        let error = (!completion.status.is_success()).then(|| completion.status.to_string());
+        if error.is_some() {
+            // Another may have to leave the address first, or the guest the port.
+            if let Some(switch) = self.switches.get_mut(&id) {
+                switch.told.as_mut().map(|told| told.remove(port));
+                switch.retry = Some(Instant::now() + RETRY);
+            }
+        }
+        let Some(its) = self.adapters.get_mut(&adapter) else { return };
+        if its.port_error == error {
+            return;
+        }
+        its.port_error.clone_from(&error);
+        if let Some(status) = error {
+            let (adapter, request) = (Some(adapter), "SetPort".to_owned());
+            self.publish(ProcessEvent::CommandRefused { peer, adapter, request, status });
+        }
+    }
+
+    /// Tells an adapter's port of its VF.
+    pub(super) fn port_command(&mut self, adapter: AdapterId, command: NetVspCommand) {
+        let Some(switch) = self.adapters.get(&adapter).and_then(|a| a.port_switch) else { return };
+        let (command, request) = match command {
+            NetVspCommand::VfAvailable { serial } => {
+                (VfCommand::VfAvailable { serial: serial.0 }, "VfAvailable")
+            }
+            NetVspCommand::VfLost { serial } => (VfCommand::VfLost { serial: serial.0 }, "VfLost"),
+            NetVspCommand::SwitchDataPath(to) => {
+                (VfCommand::SwitchDataPath { to: port_path(to) }, "SwitchDataPath")
+            }
+            NetVspCommand::CompleteSwitch { active } => {
+                (VfCommand::CompleteSwitch { active: port_path(active) }, "CompleteSwitch")
+            }
+        };
+        self.send_port_command(switch, adapter, command, request);
+    }
+
+    fn send_port_command(
+        &mut self,
+        switch: VmSwitchId,
+        adapter: AdapterId,
+        command: VfCommand,
+        request: &'static str,
+    ) {
+        let input = PortCommand { port: self.names.adapter(adapter), command };
+        let what = What::Command { adapter: Some(adapter), request, absence_is_fine: false };
+        let code = PrivateControl::PortCommand.code();
+        let _ = self.send_private(Peer::Switch(switch), code, &input, 0, what);
+    }
+
+    pub(super) fn switch_report(&mut self, peer: Peer, completion: &Completion) {
+        let Peer::Switch(id) = peer else { return };
+        let report = completion.status.is_success().then_some(&completion.output);
+        let report = report.and_then(|json| serde_json::from_slice::<PortReport>(json).ok());
+        let Some(report) = report else {
+            self.nonsense(peer, "NextReport");
+            return;
+        };
+        // Asked for at once, so that the next is on its way while this one is looked at.
+        self.ask_switch(id);
+        let of = |adapter: &AdapterId| self.names.adapters.get(adapter) == Some(&report.port);
+        let Some(adapter) = self.connected_to(id).into_iter().find(of) else { return };
+        self.stale_port(id, adapter, &report);
+        self.port_levels(adapter, &report);
+    }
+
+    /// What is new of a port since the stack was told of it.
+    fn port_levels(&mut self, id: AdapterId, report: &PortReport) {
+        let PortReport { guest, session, request, asks, .. } = *report;
+        let Some(adapter) = self.adapters.get_mut(&id) else { return };
+        let before = adapter.port.replace(PortLevels { guest, session, request });
+        let was_up = before.is_some_and(|port| port.guest != GuestState::Closed);
+        let same_guest =
+            before.is_some_and(|port| port.guest == guest && port.session == session);
+        if !same_guest {
+            // A driver that is another than before was closed in between.
+            if was_up {
+                self.inputs.push_back(Input::NetVsp(id, NetVspReport::Closed));
+            }
+            if let GuestState::Ready { sriov } = guest {
+                self.inputs.push_back(Input::NetVsp(id, NetVspReport::Ready { sriov }));
+            }
+        }
+        let same_request =
+            same_guest && before.is_some_and(|port| port.request == request);
+        if let Some(path) = asks.filter(|_| !same_request) {
+            let report = NetVspReport::AsksDataPath(stack_path(path));
+            self.inputs.push_back(Input::NetVsp(id, report));
+        }
+    }
+
+    /// A port that knows of a VF of an earlier life of the stack: the guest is to leave it.
+    fn stale_port(&mut self, switch: VmSwitchId, adapter: AdapterId, report: &PortReport) {
+        let Some(serial) = report.vf.filter(|serial| !self.is_ours(*serial)) else { return };
+        if report.active == PortPath::Vf && self.data_path(adapter) == DataPath::Synthetic {
+            let command = VfCommand::SwitchDataPath { to: PortPath::Synthetic };
+            self.send_port_command(switch, adapter, command, "SwitchDataPath");
+        }
+        self.send_port_command(switch, adapter, VfCommand::VfLost { serial }, "VfLost");
+    }
+}

@@ -1,0 +1,296 @@
+//! The host sides of VMs: they are told which adapters they have, and which VFs to offer.
+
+use std::collections::BTreeMap;
+
+use device_control::{Completion, Target};
+use pcivirt_protocol::NtStatus;
+use virtualization_stack::{
+    AdapterId, AdapterKind, Input, MitigatedRanges, VfSerial, VmId, VmState, VpciCommand,
+    VpciOffer, VpciReport,
+};
+use vm_worker::control::{
+    AdapterConfig, AdapterNumber, DeviceName, DeviceState, GuestState, MAX_ADAPTERS,
+    MitigatedRange, OfferVf, PrivateControl, REPORT_CAPACITY, RemoveVf, ReplaceMitigatedRanges, WorkerReport,
+};
+
+use super::Runtime;
+use super::links::{NotSent, What};
+use crate::event::{Peer, ProcessEvent};
+use crate::nic_call::vf_socket;
+
+/// Pages in which mitigated ranges are counted, bytes (SPEC-PCIVIRT §6).
+const PAGE: u64 = 4096;
+
+impl Runtime {
+    pub(super) fn worker_connected(&mut self, id: VmId) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.told.clear();
+        }
+        // Some of an earlier life of the stack may be left.
+        let wanted = self.adapters_of(id);
+        let adapters = u32::try_from(MAX_ADAPTERS).unwrap_or(u32::MAX);
+        for number in (0..adapters).filter(|number| !wanted.contains_key(number)) {
+            self.remove_adapter(id, number);
+        }
+        self.tell_adapters(id);
+        self.ask_worker(id);
+    }
+
+    pub(super) fn worker_lost(&mut self, id: VmId) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.told.clear();
+            vm.state = VmState::Off;
+        }
+        for adapter in self.adapters.values_mut().filter(|adapter| adapter.vm == id) {
+            adapter.offered = None;
+        }
+    }
+
+    fn ask_worker(&mut self, id: VmId) {
+        let target = Target::Private(PrivateControl::NextReport.code());
+        let _ = self.send(Peer::Vm(id), target, &[], REPORT_CAPACITY, What::WorkerReport);
+    }
+
+    /// The synthetic NICs that a VM is to have, by number.
+    fn adapters_of(&self, id: VmId) -> BTreeMap<u32, (AdapterId, AdapterConfig)> {
+        let config = |(adapter_id, adapter): (&AdapterId, &super::Adapter)| {
+            let switch = self.switches.get(&adapter.port_switch?)?;
+            let config = AdapterConfig {
+                adapter: adapter.number,
+                mac: adapter.settings.mac.to_string(),
+                switch: switch.settings.socket.clone(),
+                port: self.names.adapter(*adapter_id),
+                max_channels: adapter.settings.channels,
+            };
+            Some((adapter.number, (*adapter_id, config)))
+        };
+        self.adapters
+            .iter()
+            .filter(|(_, a)| a.vm == id && a.settings.kind == AdapterKind::Synthetic)
+            .filter_map(config)
+            .collect()
+    }
+
+    /// Tells a VM's host side what of its adapters it was not told.
+    pub(super) fn tell_adapters(&mut self, id: VmId) {
+        let peer = Peer::Vm(id);
+        if !self.is_up(peer) {
+            return;
+        }
+        let wanted = self.adapters_of(id);
+        let Some(vm) = self.vms.get(&id) else { return };
+        let gone: Vec<u32> =
+            vm.told.keys().filter(|number| !wanted.contains_key(number)).copied().collect();
+        let changed: Vec<_> = wanted
+            .into_iter()
+            .filter(|(number, (_, config))| vm.told.get(number) != Some(config))
+            .collect();
+        for number in gone {
+            self.remove_adapter(id, number);
+        }
+        for (number, (adapter, config)) in changed {
+            let (adapter, absence_is_fine) = (Some(adapter), false);
+            let what = What::Command { adapter, request: "SetAdapter", absence_is_fine };
+            let code = PrivateControl::SetAdapter.code();
+            let _ = self.send_private(peer, code, &config, 0, what);
+            self.vms.get_mut(&id).map(|vm| vm.told.insert(number, config));
+        }
+    }
+
+    fn remove_adapter(&mut self, id: VmId, adapter: u32) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.told.remove(&adapter);
+        }
+        let what =
+            What::Command { adapter: None, request: "RemoveAdapter", absence_is_fine: true };
+        let code = PrivateControl::RemoveAdapter.code();
+        let _ = self.send_private(Peer::Vm(id), code, &AdapterNumber { adapter }, 0, what);
+    }
+
+    /// Tells a VM's host side about a VF.
+    pub(super) fn device_command(
+        &mut self,
+        id: AdapterId,
+        serial: VfSerial,
+        command: VpciCommand,
+    ) {
+        let Some(adapter) = self.adapters.get_mut(&id) else { return };
+        let (peer, number) = (Peer::Vm(adapter.vm), adapter.number);
+        let device = DeviceName { adapter: number, serial: serial.0 };
+        let refusable = |request| What::Command {
+            adapter: Some(id),
+            request,
+            absence_is_fine: false,
+        };
+        let sent = match command {
+            VpciCommand::Offer(offer) => {
+                adapter.offered = Some(serial);
+                let Some(input) = self.offer(number, serial, &offer) else { return };
+                let what = What::Offer { adapter: id, serial };
+                self.send_private(peer, PrivateControl::OfferVf.code(), &input, 0, what)
+            }
+            VpciCommand::ReplaceMitigatedRanges(ranges) => {
+                let mitigated_ranges = worker_ranges(&ranges);
+                let DeviceName { adapter, serial } = device;
+                let input = ReplaceMitigatedRanges { adapter, serial, mitigated_ranges };
+                let code = PrivateControl::ReplaceMitigatedRanges.code();
+                self.send_private(peer, code, &input, 0, refusable("ReplaceMitigatedRanges"))
+            }
+            VpciCommand::Eject => {
+                let code = PrivateControl::EjectVf.code();
+                self.send_private(peer, code, &device, 0, refusable("EjectVf"))
+            }
+            VpciCommand::Remove { surprise } => {
+                let input = RemoveVf { adapter: number, serial: serial.0, surprise };
+                let what = What::Remove { adapter: id, serial };
+                self.send_private(peer, PrivateControl::RemoveVf.code(), &input, 0, what)
+            }
+        };
+        match sent {
+            // The stack is told, or was, that the VM's host side is gone.
+            Ok(()) | Err(NotSent::NoConnection) => {}
+            Err(NotSent::Refused) => tracing::error!("a command about a VF could not be sent"),
+        }
+    }
+
+    fn offer(&self, adapter: u32, serial: VfSerial, offer: &VpciOffer) -> Option<OfferVf> {
+        let nic = self.nics.get(&offer.nic)?;
+        Some(OfferVf {
+            adapter,
+            serial: serial.0,
+            vf_socket: vf_socket(&nic.directory, offer.vf.get()),
+            nic: adapter::control_socket(&nic.directory),
+            vf: offer.vf.get(),
+            mitigated_ranges: worker_ranges(&offer.mitigated_ranges),
+        })
+    }
+
+    pub(super) fn offer_answered(
+        &mut self,
+        adapter: AdapterId,
+        serial: VfSerial,
+        completion: &Completion,
+    ) {
+        if !completion.status.is_success() {
+            self.device_gone(adapter, serial);
+            let report = VpciReport::OfferFailed(completion.status);
+            self.inputs.push_back(Input::Vpci(adapter, serial, report));
+        }
+    }
+
+    pub(super) fn remove_answered(
+        &mut self,
+        adapter: AdapterId,
+        serial: VfSerial,
+        completion: &Completion,
+    ) {
+        // Whoever does not know of it has nothing of it left.
+        if !completion.status.is_success() {
+            self.device_gone(adapter, serial);
+            self.inputs.push_back(Input::Vpci(adapter, serial, VpciReport::Removed));
+        }
+    }
+
+    fn device_gone(&mut self, adapter: AdapterId, serial: VfSerial) {
+        if let Some(adapter) = self.adapters.get_mut(&adapter)
+            && adapter.offered == Some(serial)
+        {
+            adapter.offered = None;
+        }
+    }
+
+    pub(super) fn worker_report(&mut self, peer: Peer, completion: &Completion) {
+        let Peer::Vm(id) = peer else { return };
+        let report = completion.status.is_success().then_some(&completion.output);
+        let report = report.and_then(|json| serde_json::from_slice::<WorkerReport>(json).ok());
+        let Some(report) = report else {
+            self.nonsense(peer, "NextReport");
+            return;
+        };
+        self.ask_worker(id);
+        match report {
+            WorkerReport::Guest { state } => self.guest_report(id, state),
+            WorkerReport::Device { adapter, serial, state } => {
+                self.device_report(id, adapter, serial, state);
+            }
+        }
+    }
+
+    fn guest_report(&mut self, id: VmId, state: GuestState) {
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        let was = vm.state;
+        vm.state = match state {
+            GuestState::Running | GuestState::Reset => VmState::Running,
+            GuestState::Gone => VmState::Off,
+        };
+        if state == GuestState::Reset && was == VmState::Running {
+            self.inputs.push_back(Input::GuestReset(id));
+        }
+        let now = vm.state;
+        if now != was {
+            self.inputs.push_back(Input::VmState(id, now));
+        }
+    }
+
+    fn device_report(&mut self, vm: VmId, number: u32, serial: u32, state: DeviceState) {
+        let peer = Peer::Vm(vm);
+        let found = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == number);
+        let id = found.map(|(id, _)| *id);
+        let report = match state {
+            DeviceState::Opening => return,
+            DeviceState::Offered => VpciReport::Offered,
+            DeviceState::OfferFailed { status } => VpciReport::OfferFailed(NtStatus(status)),
+            DeviceState::BusOpened => VpciReport::BusOpened,
+            DeviceState::DeviceStarted => VpciReport::DeviceStarted,
+            DeviceState::EjectComplete => VpciReport::EjectComplete,
+            DeviceState::Removed => VpciReport::Removed,
+        };
+        let is_gone = matches!(report, VpciReport::OfferFailed(_) | VpciReport::Removed);
+        let offered = found.and_then(|(_, adapter)| adapter.offered);
+        if offered != Some(VfSerial(serial)) {
+            if !is_gone {
+                self.take_stale(peer, id, number, serial);
+            }
+            return;
+        }
+        let Some(id) = id else { return };
+        if is_gone {
+            self.device_gone(id, VfSerial(serial));
+        }
+        // Of a device that has come far, what it passed through may never have been said.
+        let further = matches!(
+            report,
+            VpciReport::BusOpened | VpciReport::DeviceStarted | VpciReport::EjectComplete
+        );
+        if further {
+            self.inputs.push_back(Input::Vpci(id, VfSerial(serial), VpciReport::Offered));
+        }
+        self.inputs.push_back(Input::Vpci(id, VfSerial(serial), report));
+    }
+
+    /// A device that nobody knows of: of an earlier life of the stack, or of a connection that broke.
+    fn take_stale(&mut self, peer: Peer, adapter: Option<AdapterId>, number: u32, serial: u32) {
+        let input = RemoveVf { adapter: number, serial, surprise: true };
+        let what = What::Command { adapter, request: "RemoveVf", absence_is_fine: true };
+        if self.send_private(peer, PrivateControl::RemoveVf.code(), &input, 0, what).is_ok()
+            && !self.is_ours(serial)
+        {
+            self.publish(ProcessEvent::StaleVfRemoved { adapter, peer, serial });
+        }
+    }
+}
+
+fn worker_ranges(ranges: &MitigatedRanges) -> vm_worker::control::MitigatedRanges {
+    ranges
+        .iter()
+        .map(|(bar, ranges)| {
+            let ranges = ranges.iter().map(|range| MitigatedRange {
+                offset: range.base_page_number.saturating_mul(PAGE),
+                length: u64::from(range.page_count) * PAGE,
+                reads: range.intercept_reads != 0,
+                writes: range.intercept_writes != 0,
+            });
+            (*bar, ranges.collect())
+        })
+        .collect()
+}
