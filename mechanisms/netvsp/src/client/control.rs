@@ -112,6 +112,9 @@ pub struct Control {
     connected: bool,
     offloads: OffloadCapabilities,
     channels: u16,
+    /// Which frames the guest wants, and which it last asked for.
+    filter: PacketFilter,
+    filter_asked: PacketFilter,
     vf: Vf,
     outputs: Outputs<Effect>,
 }
@@ -133,6 +136,8 @@ impl Control {
             connected: false,
             offloads: OffloadCapabilities::default(),
             channels: 1,
+            filter: PacketFilter::DIRECTED | PacketFilter::ALL_MULTICAST | PacketFilter::BROADCAST,
+            filter_asked: PacketFilter::empty(),
             vf: Vf::new(),
             outputs: Outputs::new(),
             config,
@@ -403,9 +408,26 @@ impl Control {
     }
 
     fn set_filter(&mut self) {
-        let filter = PacketFilter::DIRECTED | PacketFilter::ALL_MULTICAST | PacketFilter::BROADCAST;
-        let filter = filter.bits().to_le_bytes();
-        self.set(Step::SetFilter, Oid::GEN_CURRENT_PACKET_FILTER, &filter);
+        self.ask_filter(Step::SetFilter);
+    }
+
+    fn ask_filter(&mut self, step: Step) {
+        self.filter_asked = self.filter;
+        let filter = self.filter.bits().to_le_bytes();
+        self.set(step, Oid::GEN_CURRENT_PACKET_FILTER, &filter);
+    }
+
+    /// Which frames the guest wants from now on; at first unicast ones to its address, broadcasts and all groups. An
+    /// empty filter is not asked for: it would stop the NIC.
+    pub fn set_packet_filter(&mut self, filter: PacketFilter) {
+        if filter.is_empty() {
+            return;
+        }
+        self.filter = filter;
+        if self.step == Step::Up && self.filter != self.filter_asked {
+            // Nobody waits for the answer.
+            self.ask_filter(Step::Up);
+        }
     }
 
     fn reply(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
@@ -454,6 +476,7 @@ impl Control {
                     channels: self.channels,
                 });
                 self.vf.nic(Some(self.mac));
+                self.set_packet_filter(self.filter);
             }
             // A reply that nothing waits for.
             _ => {}

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use netvsp_protocol::{MacAddress, nvsp::SEND_TABLE_ENTRIES};
+use netvsp_protocol::{MacAddress, nvsp::SEND_TABLE_ENTRIES, oid::PacketFilter};
 use vmbus::{Channel, GuestBuffer, OutgoingGpaRange};
 
 use super::{Control, Effect, LargeBuffers, NotSent, QueueStatistics, Upcall, VscConfig, VscQueue};
@@ -281,6 +281,12 @@ impl NetVsc {
             return;
         }
         self.flush(0);
+    }
+
+    /// See [`Control::set_packet_filter`].
+    pub fn set_packet_filter(&mut self, filter: PacketFilter) {
+        self.control.set_packet_filter(filter);
+        self.event();
     }
 
     /// See [`Control::vf_device`].

@@ -75,6 +75,13 @@ impl LargeBuffers {
         let count = frames.len().min(buffer.page_count()) / Self::PAGES;
         Self { buffer, frames, slots: Slots::new(u32::try_from(count).unwrap_or(u32::MAX)) }
     }
+
+    /// Those of `count` subchannels, numbered from 1 on, each with its share of the slots.
+    fn split(&mut self, count: u16) -> impl Iterator<Item = Self> {
+        let Self { buffer, frames, slots } = self;
+        let part = |(_, slots)| Self { buffer: buffer.clone(), frames: frames.clone(), slots };
+        slots.split(count).map(part)
+    }
 }
 
 /// A section that frames are being put into.
@@ -168,11 +175,13 @@ impl VscQueue {
         self.max_packets = max_packets.clamp(1, MAX_PACKETS);
     }
 
-    /// The queues of `count` subchannels, each with its share of the sections.
+    /// The queues of `count` subchannels, each with its share of the sections and of the pages for large sends.
     #[must_use]
     pub fn split(&mut self, count: u16) -> Vec<Self> {
+        let mut large = self.large.as_mut().map(|large| large.split(count));
         let queue = |(index, sections)| Self {
             sections,
+            large: large.as_mut().and_then(Iterator::next),
             version: self.version,
             receive: self.receive,
             receive_id: self.receive_id,

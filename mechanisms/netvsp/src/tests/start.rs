@@ -203,3 +203,50 @@ fn an_old_guest_is_told_nothing_of_vfs() {
         assert!(!pair.told.server.iter().any(|u| matches!(u, Upcall::OfferVpci { .. })));
     }
 }
+
+#[test]
+fn every_channel_has_its_share_of_the_pages_for_large_sends() {
+    let mut pair = pair(NvspVersion::V61, 4);
+    pair.open();
+    pair.settle();
+    let (bytes, large) = frames::large_send(20_000);
+    for index in 0..4 {
+        for _ in 0..2 {
+            pair.client.send(index, &bytes, &large).unwrap();
+        }
+        assert_eq!(pair.client.send(index, &bytes, &large), Err(client::NotSent::NoBuffer));
+    }
+    pair.settle();
+    assert_eq!(pair.forwarded.len(), 8);
+    // Closed and opened again, the primary has all of them until they are shared out again.
+    pair.close();
+    pair.open();
+    pair.settle();
+    pair.client.send(3, &bytes, &large).unwrap();
+}
+
+#[test]
+fn the_guest_chooses_which_frames_it_wants_at_any_time() {
+    let mut pair = pair(NvspVersion::V61, 1);
+    let filters = |pair: &Pair| -> Vec<PacketFilter> {
+        let upcalls = pair.told.server.iter();
+        upcalls
+            .filter_map(|upcall| match upcall {
+                Upcall::PacketFilter(filter) => Some(*filter),
+                _ => None,
+            })
+            .collect()
+    };
+    let least = PacketFilter::DIRECTED | PacketFilter::BROADCAST;
+    pair.client.set_packet_filter(least);
+    pair.open();
+    pair.settle();
+    assert_eq!(filters(&pair), [least]);
+    pair.client.set_packet_filter(PacketFilter::PROMISCUOUS);
+    // The same again, and nothing at all, are not asked for.
+    pair.client.set_packet_filter(PacketFilter::PROMISCUOUS);
+    pair.client.set_packet_filter(PacketFilter::empty());
+    pair.settle();
+    assert_eq!(filters(&pair), [least, PacketFilter::PROMISCUOUS]);
+    assert!(pair.client.control().is_up());
+}
