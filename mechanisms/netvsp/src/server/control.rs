@@ -1,6 +1,9 @@
 //! The control core of a NIC: NVSP negotiation, buffers, subchannels, VF. RNDIS is in `rndis`.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use netvsp_protocol::{
     NdisStatus,
@@ -16,7 +19,8 @@ use netvsp_protocol::{
 use vmbus::GuestBuffer;
 
 use super::{
-    BufferKind, NicConfig, QueuePhase, QueueState, Upcall,
+    BufferKind, NicConfig, QueuePhase, QueueState, Upcall, VfControl,
+    relay::Relay,
     vf::{Vf, VfState},
 };
 use crate::{Incoming, Outgoing, Outputs, ProtocolError, ReceiveBuffer, Steering};
@@ -125,6 +129,8 @@ pub struct Control {
     pub(super) config: NicConfig,
     pub(super) session: Session,
     pub(super) vf: Vf,
+    /// In place of `vf` where the host decides about it.
+    pub(super) relay: Option<Relay>,
     pub(super) outputs: Outputs<Effect>,
 }
 
@@ -138,7 +144,12 @@ impl Control {
     pub fn new(mut config: NicConfig) -> Self {
         let most = u16::try_from(MAX_CHANNELS).unwrap_or(u16::MAX);
         config.max_channels = config.max_channels.clamp(1, most);
-        Self { config, session: Session::new(), vf: Vf::new(), outputs: Outputs::new() }
+        let (delay, relay) = match config.vf {
+            VfControl::Own { offer_delay } => (offer_delay, None),
+            VfControl::Host => (Duration::ZERO, Some(Relay::new())),
+        };
+        let (session, outputs) = (Session::new(), Outputs::new());
+        Self { config, session, vf: Vf::new(delay), relay, outputs }
     }
 
     /// What is to be done since the last time, and the messages that wait.
@@ -170,7 +181,7 @@ impl Control {
         self.session.rndis == Rndis::Up
     }
 
-    /// Where the VF is.
+    /// Where the VF is, if the NIC decides about it.
     #[must_use]
     pub fn vf_state(&self) -> VfState {
         self.vf.state()
@@ -325,7 +336,7 @@ impl Control {
                 self.up(Upcall::GpadlReleased { gpadl });
                 self.answer(transaction, None);
             }
-            ClientMessage::SwitchDataPath { path } => self.vf.guest_asks(path, transaction),
+            ClientMessage::SwitchDataPath { path } => self.guest_asks_path(path, transaction),
             ClientMessage::OidQueryEx { .. } => {
                 // Guests ask OIDs through RNDIS.
                 let status = NdisStatus::NOT_SUPPORTED;
@@ -502,7 +513,7 @@ impl Control {
         let was_up = self.session.rndis == Rndis::Up;
         self.session = Session::new();
         self.outputs.forget_messages();
-        self.vf.closed();
+        self.vf_guest_closed();
         self.outputs.effect(Effect::ReceiveBuffer(None));
         self.outputs.effect(Effect::SendBuffer(None));
         for buffer in buffers {
@@ -538,7 +549,7 @@ impl Control {
         let able = self.config.sriov
             && version >= NvspVersion::V4
             && capabilities.contains(NvspCapabilities::SRIOV);
-        self.vf.initialized(able, now);
+        self.vf_guest_up(able, now);
     }
 
     pub(super) fn steer(&mut self, steering: Option<Steering>) {

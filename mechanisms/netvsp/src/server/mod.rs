@@ -5,11 +5,12 @@ mod gather;
 mod nic;
 mod place;
 mod queue;
+mod relay;
 mod rndis;
 mod vf;
 mod vf_events;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use netvsp_protocol::{
     MacAddress,
@@ -22,6 +23,7 @@ pub use self::{
     control::{Control, Effect},
     nic::{NetVsp, Poll},
     queue::{NotDelivered, VspQueue},
+    relay::{VfCommand, VfReport},
     vf::VfState,
 };
 pub use crate::Stop;
@@ -38,6 +40,8 @@ pub struct NicConfig {
     pub max_channels: u16,
     /// Whether a guest that can have a VF is told of one.
     pub sriov: bool,
+    /// Who decides about the VF.
+    pub vf: VfControl,
     /// Offloads that whoever forwards the frames can do.
     pub offloads: OffloadCapabilities,
     /// Whether the link is up.
@@ -57,6 +61,7 @@ impl NicConfig {
             newest: NvspVersion::V61,
             max_channels: 1,
             sriov: true,
+            vf: VfControl::Own { offer_delay: OFFER_DELAY },
             offloads: OffloadCapabilities::ALL,
             connected: true,
             link_speed: 10_000_000_000,
@@ -64,6 +69,24 @@ impl NicConfig {
         }
     }
 }
+
+/// Who decides about the VF beside a NIC.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum VfControl {
+    /// The NIC: [`NetVsp::vf_available`], [`NetVsp::vf_lost`] and [`NetVsp::data_path_switched`] are its events, and it
+    /// says when filters are to be moved and the VPCI device to be offered and revoked (SPEC-VMBUS §7).
+    Own {
+        /// How long after its association the VF's VPCI device is offered: old Linux guests name the synthetic
+        /// interface first then ([`OFFER_DELAY`]).
+        offer_delay: Duration,
+    },
+    /// Its host, by [`VfCommand`]s; what the guest asks is [`Upcall::SwitchDataPath`] and [`Control::vf_report`]. The
+    /// VPCI device is the host's alone.
+    Host,
+}
+
+/// How long after its association a VF's VPCI device is usually offered (SPEC-VMBUS §7).
+pub const OFFER_DELAY: Duration = Duration::from_secs(1);
 
 /// Which of the guest's buffers.
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
@@ -114,7 +137,7 @@ pub enum Upcall {
     /// The guest would like another MAC address; nothing is done about it here.
     MacAddressWish(MacAddress),
     /// Move the receive filters of the NIC (MAC and VLAN) to the VF's VPort or back; the answer is
-    /// `data_path_switched`.
+    /// `data_path_switched`, or `vf_command` where the host decides about the VF.
     SwitchDataPath(
         /// To which path.
         DataPath,

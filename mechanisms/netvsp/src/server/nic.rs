@@ -6,7 +6,8 @@ use shared_memory::{DmaMap, SharedSlice};
 use vmbus::{Channel, GuestBuffer};
 
 use super::{
-    BufferKind, Control, Effect, NicConfig, NotDelivered, QueueStatistics, Upcall, VspQueue,
+    BufferKind, Control, Effect, NicConfig, NotDelivered, QueueStatistics, Upcall, VfCommand,
+    VspQueue,
 };
 use crate::{
     ProtocolError, QueueMemory, ReceiveMetadata, Steering, Stop, TransmitBurst, channels::Channels,
@@ -331,6 +332,11 @@ impl NetVsp {
     /// See [`Control::data_path_switched`].
     pub fn data_path_switched(&mut self, done: bool, now: Instant) {
         self.event(|control| control.data_path_switched(done, now));
+    }
+
+    /// See [`Control::vf_command`].
+    pub fn vf_command(&mut self, command: VfCommand) {
+        self.event(|control| control.vf_command(command));
     }
 
     /// See [`Control::set_link`].

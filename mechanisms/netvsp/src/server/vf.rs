@@ -6,10 +6,6 @@ use std::time::{Duration, Instant};
 
 use netvsp_protocol::nvsp::DataPath;
 
-/// How long after its association the VF's VPCI device is offered: old Linux guests name the synthetic interface
-/// first then (SPEC-VMBUS §7).
-pub(super) const OFFER_DELAY: Duration = Duration::from_secs(1);
-
 /// Where a NIC's VF is.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub enum VfState {
@@ -93,12 +89,15 @@ pub(super) struct Vf {
     wanted: Option<u32>,
     /// Whether the guest can have one and is up.
     able: bool,
+    /// How long after the guest was told of the VF its device is offered.
+    offer_delay: Duration,
     out: Vec<VfEffect>,
 }
 
 impl Vf {
-    pub(super) fn new() -> Self {
-        Self { state: VfState::Unavailable, wanted: None, able: false, out: Vec::new() }
+    pub(super) fn new(offer_delay: Duration) -> Self {
+        let state = VfState::Unavailable;
+        Self { state, wanted: None, able: false, offer_delay, out: Vec::new() }
     }
 
     pub(super) fn state(&self) -> VfState {
@@ -186,7 +185,7 @@ impl Vf {
             && self.able
         {
             self.out.push(VfEffect::Associate { allocated: true, serial });
-            self.state = VfState::Advertised { serial, offer_at: now + OFFER_DELAY };
+            self.state = VfState::Advertised { serial, offer_at: now + self.offer_delay };
         }
     }
 

@@ -1,4 +1,4 @@
-//! The VF's events and messages: what joins the state machine in `vf` to the control core (SPEC-VMBUS §7).
+//! The VF's events and messages: what joins the state machines in `vf` and `relay` to the control core (SPEC-VMBUS §7).
 
 use std::time::Instant;
 
@@ -8,8 +8,9 @@ use netvsp_protocol::nvsp::{
 };
 
 use super::{
-    Upcall,
+    Upcall, VfCommand, VfReport,
     control::{Control, MAX_WAITING, Rndis},
+    relay::Relay,
     vf::VfEffect,
 };
 use crate::Outgoing;
@@ -45,8 +46,54 @@ impl Control {
         self.vf_effects();
     }
 
+    /// What the host decides. Without effect where the NIC decides by itself.
+    pub fn vf_command(&mut self, command: VfCommand) {
+        if let Some(relay) = &mut self.relay {
+            relay.command(command);
+        }
+        self.vf_effects();
+    }
+
+    /// How the VF is; `None` where the NIC decides about it.
+    #[must_use]
+    pub fn vf_report(&self) -> Option<VfReport> {
+        self.relay.as_ref().map(Relay::report)
+    }
+
+    /// Where frames for the guest are to be taken to, as far as the host has decided: by the VF's VPort while the guest
+    /// uses it. Always the synthetic path where the NIC decides by itself.
+    #[must_use]
+    pub fn data_path(&self) -> DataPath {
+        self.relay.as_ref().map_or(DataPath::Synthetic, |relay| relay.path(self.is_up()))
+    }
+
+    pub(super) fn guest_asks_path(&mut self, path: DataPath, request: Option<u64>) {
+        match &mut self.relay {
+            Some(relay) => relay.guest_asks(path, request),
+            None => self.vf.guest_asks(path, request),
+        }
+    }
+
+    pub(super) fn vf_guest_up(&mut self, able: bool, now: Instant) {
+        match &mut self.relay {
+            Some(relay) => relay.initialized(able),
+            None => self.vf.initialized(able, now),
+        }
+    }
+
+    pub(super) fn vf_guest_closed(&mut self) {
+        match &mut self.relay {
+            Some(relay) => relay.closed(),
+            None => self.vf.closed(),
+        }
+    }
+
     pub(super) fn vf_effects(&mut self) {
-        for effect in self.vf.take() {
+        let effects = match &mut self.relay {
+            Some(relay) => relay.take(),
+            None => self.vf.take(),
+        };
+        for effect in effects {
             match effect {
                 VfEffect::Associate { allocated, serial } => {
                     let message =

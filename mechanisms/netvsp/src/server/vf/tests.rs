@@ -3,12 +3,13 @@ use VfEffect::{Associate, Complete, MoveFilters, NotifySynthetic, OfferVpci, Rev
 use proptest::prelude::*;
 
 use super::*;
+use crate::server::OFFER_DELAY;
 
 const SERIAL: u32 = 7;
 
 /// A NIC whose guest is up and can have a VF.
 fn up(now: Instant) -> Vf {
-    let mut vf = Vf::new();
+    let mut vf = Vf::new(OFFER_DELAY);
     vf.initialized(true, now);
     vf
 }
@@ -54,7 +55,7 @@ fn a_guest_is_told_of_its_vf_first_and_offered_it_a_second_later() {
 #[test]
 fn a_guest_that_is_not_up_or_not_able_is_not_told() {
     let now = Instant::now();
-    let mut vf = Vf::new();
+    let mut vf = Vf::new(OFFER_DELAY);
     vf.want(Some(SERIAL), now);
     assert_eq!((vf.take(), vf.state()), (vec![], VfState::Available { serial: SERIAL }));
     vf.initialized(false, now);
@@ -231,7 +232,7 @@ proptest! {
     #[test]
     fn every_interleaving_keeps_the_order(steps in steps()) {
         let mut now = Instant::now();
-        let mut vf = Vf::new();
+        let mut vf = Vf::new(OFFER_DELAY);
         let (mut asked, mut open) = (0u64, std::collections::BTreeSet::new());
         let (mut offered, mut told, mut moving) = (None, None, None);
         let mut on_vf = false;
