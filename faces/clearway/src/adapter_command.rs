@@ -38,9 +38,6 @@ pub(crate) struct AdapterArguments {
     /// CPU that the data path thread is bound to.
     #[arg(long)]
     cpu: Option<usize>,
-    /// End when the process that started this one ends.
-    #[arg(long, hide = true)]
-    die_with_parent: bool,
 }
 
 /// Reads the configuration file; everything in it is checked, and what is not known is refused.
@@ -200,11 +197,6 @@ fn setting(config: &mut AdapterConfig, name: &str, value: &DeValue<'_>) -> Resul
 pub(crate) fn run(arguments: &AdapterArguments) -> Result<()> {
     // Before any thread: signals are taken from here on.
     let mut signals = Signals::new(TERM_SIGNALS).context("taking signals")?;
-    if arguments.die_with_parent {
-        let signal = rustix::process::Signal::TERM;
-        rustix::process::set_parent_process_death_signal(Some(signal))
-            .context("tying this process to its parent")?;
-    }
     let (config, configuration) = configure(arguments)?;
     let server = AdapterServer::start(config, configuration)?;
     tracing::info!(

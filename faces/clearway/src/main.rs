@@ -8,6 +8,7 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context;
 use clap::Parser;
 
 mod adapter_command;
@@ -22,6 +23,9 @@ mod vm_command;
 #[derive(Parser, Debug)]
 #[command(name = "clearway", version, propagate_version = true)]
 struct Arguments {
+    /// End when the process that started this one ends.
+    #[arg(long, global = true, hide = true)]
+    die_with_parent: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -50,19 +54,29 @@ fn main() -> ExitCode {
         .with_ansi(stderr().is_terminal())
         .with_writer(stderr)
         .init();
-    let done: anyhow::Result<ExitCode> = match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    let done = if arguments.die_with_parent { end_with_parent() } else { Ok(()) };
+    match done.and_then(|()| run(arguments.command)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("clearway: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn end_with_parent() -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("tying this process to its parent")
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Adapter(arguments) => adapter_command::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Nic(arguments) => nic_command::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm_command::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Traffic(command) => traffic::run(&command).map(|()| ExitCode::SUCCESS),
-    };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("clearway: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }

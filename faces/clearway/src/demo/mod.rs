@@ -1,4 +1,5 @@
-//! `clearway demo`: an adapter, two VMs, real traffic, every step as it happens.
+//! `clearway demo`: an adapter, two VMs, real traffic, every step as it happens; first with VFs alone, then with the
+//! whole stack, whose VMs have a synthetic path as well.
 //!
 //! Everything is a process of its own, started as a user would start it, and everything is measured at every
 //! hop: the demo ends well only if the counters agree and nothing is left behind.
@@ -7,9 +8,11 @@ mod capture;
 mod hops;
 mod processes;
 mod replay;
+mod stack;
 mod timeline;
 
 use std::{
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -20,7 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ndis_protocol::{FilterMatch, MacAddress, VlanCondition};
 use serde::Serialize;
 use uplink::UplinkSpec;
-use user_vm::{Program, UserVm, UserVmConfig};
+use user_vm::{Program, ProgramOutput, UserVm, UserVmConfig, UserVmError, VmClient};
 
 use crate::{
     nic::{AttachedVf, Nic},
@@ -28,23 +31,39 @@ use crate::{
 };
 use capture::{Contents, Recording};
 use hops::Hop;
-use processes::{AdapterProcess, Belongings};
+use processes::{Belongings, RoleProcess};
 use replay::Replay;
+use stack::Moves;
 use timeline::{Entry, Timeline};
 
-/// Show the whole of it: an adapter, two VMs with a VF each, traffic between them, a VF reset, teardown.
+/// Show the whole of it: an adapter, VMs, traffic between them, VFs that come and go under it, teardown.
 #[derive(clap::Args, Debug)]
 pub(crate) struct DemoArguments {
+    /// Only one part: vfs is an adapter and two VMs with a VF each, and a VF reset under traffic; stack is adapter,
+    /// virtual switch and virtualization stack, with VMs that move between synthetic path and VF under traffic.
+    #[arg(long, value_enum)]
+    part: Option<Part>,
     /// Connect the NIC's physical port: pcap:FILE replays a capture to the VMs, pcap:,FILE records what they send
-    /// out; tap:NAME, packet:INTERFACE and cable:SOCKET connect them to the world.
+    /// out; tap:NAME, packet:INTERFACE and cable:SOCKET connect them to the world. For the part vfs, which is then the
+    /// only one.
     #[arg(long, value_name = "SPEC")]
     uplink: Option<UplinkSpec>,
-    /// Mebibytes of the bulk transfer.
+    /// Mebibytes of each bulk transfer.
     #[arg(long, default_value_t = 256)]
     mebibytes: u64,
+    /// Data-path switches between synthetic path and VF.
+    #[arg(long, default_value_t = 1000)]
+    switches: u64,
     /// Print everything as one JSON document.
     #[arg(long)]
     json: bool,
+}
+
+/// A part of the demo.
+#[derive(clap::ValueEnum, Copy, Clone, Eq, PartialEq, Debug)]
+enum Part {
+    Vfs,
+    Stack,
 }
 
 /// How long anything may take before the demo gives up.
@@ -53,17 +72,25 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Everything the demo found.
-#[derive(Debug, Serialize)]
-struct Report {
-    ok: bool,
+#[derive(Debug, Default, Serialize)]
+struct Findings {
     problems: Vec<String>,
-    timeline: Vec<Entry>,
     pings: Option<PingOutcome>,
     bulk: Option<Bulk>,
     reset: Option<Reset>,
     replay: Option<Replay>,
     record: Option<Record>,
     hops: Vec<Hop>,
+    moves: Option<Moves>,
+}
+
+/// Everything that `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'f> {
+    ok: bool,
+    timeline: &'f [Entry],
+    #[serde(flatten)]
+    findings: &'f Findings,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,36 +125,22 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<ExitCode> {
     let mut demo = Demo {
         timeline: Timeline::new(arguments.json),
         belongings: Belongings::default(),
-        problems: Vec::new(),
-        pings: None,
-        bulk: None,
-        reset: None,
-        replay: None,
-        record: None,
-        hops: Vec::new(),
+        findings: Findings::default(),
     };
     demo.belongings.watch()?;
     let outcome = demo.play(arguments);
     if let Err(error) = &outcome {
-        demo.problems.push(format!("{error:#}"));
+        demo.findings.problems.push(format!("{error:#}"));
     }
-    let report = Report {
-        ok: demo.problems.is_empty(),
-        timeline: demo.timeline.entries().to_vec(),
-        problems: demo.problems,
-        pings: demo.pings,
-        bulk: demo.bulk,
-        reset: demo.reset,
-        replay: demo.replay,
-        record: demo.record,
-        hops: demo.hops,
-    };
+    let Demo { timeline, findings, .. } = &demo;
+    let report =
+        Report { ok: findings.problems.is_empty(), timeline: timeline.entries(), findings };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else if report.ok {
         println!("\nEverything agrees.");
     } else {
-        for problem in &report.problems {
+        for problem in &findings.problems {
             eprintln!("clearway: {problem}");
         }
     }
@@ -137,31 +150,57 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<ExitCode> {
 struct Demo {
     timeline: Timeline,
     belongings: Belongings,
-    problems: Vec<String>,
-    pings: Option<PingOutcome>,
-    bulk: Option<Bulk>,
-    reset: Option<Reset>,
-    replay: Option<Replay>,
-    record: Option<Record>,
-    hops: Vec<Hop>,
+    findings: Findings,
 }
 
 impl Demo {
     fn play(&mut self, arguments: &DemoArguments) -> Result<()> {
-        let contents = match &arguments.uplink {
-            Some(UplinkSpec::Pcap { input: Some(path), .. }) => Some(Contents::of(path)?),
-            _ => None,
+        let part = match (arguments.part, &arguments.uplink) {
+            (Some(Part::Stack), Some(_)) => bail!("--uplink is for the part vfs"),
+            (None, Some(_)) => Some(Part::Vfs),
+            (part, _) => part,
         };
+        if part != Some(Part::Stack) {
+            self.vfs(arguments)?;
+        }
+        if part != Some(Part::Vfs) {
+            let directory = self.directory()?;
+            let pids =
+                stack::play(self, directory.path(), arguments.switches, arguments.mebibytes)?;
+            self.nothing_is_left(directory, &pids)?;
+        }
+        Ok(())
+    }
+
+    /// A folder for sockets, which goes with the demo.
+    fn directory(&mut self) -> Result<tempfile::TempDir> {
         let directory = tempfile::Builder::new()
             .prefix("clearway-demo-")
             .tempdir()
             .context("a folder for the sockets")?;
         self.belongings.lock().directory = Some(directory.path().to_owned());
+        Ok(directory)
+    }
+
+    /// The part without synthetic path.
+    fn vfs(&mut self, arguments: &DemoArguments) -> Result<()> {
+        let contents = match &arguments.uplink {
+            Some(UplinkSpec::Pcap { input: Some(path), .. }) => Some(Contents::of(path)?),
+            _ => None,
+        };
+        let directory = self.directory()?;
         let sockets = directory.path().join("adapter");
 
         self.timeline.chapter("The adapter");
         let start = Instant::now();
-        let mut adapter = AdapterProcess::start(&sockets, &self.belongings, PATIENCE)?;
+        let arguments_of_adapter = ["adapter", "--vfs", "4", "--directory"].map(OsStr::new);
+        let mut adapter = RoleProcess::start(
+            "the adapter",
+            arguments_of_adapter.into_iter().chain([sockets.as_os_str()]),
+            &[],
+            &self.belongings,
+        )?
+        .serving(&adapter::control_socket(&sockets), PATIENCE)?;
         let mut pids = Vec::new();
         let played = self.with_adapter(arguments, contents.as_ref(), &directory, start, &mut pids);
         if let Err(error) = played {
@@ -312,9 +351,9 @@ impl Demo {
         );
         self.timeline.done("traffic", "ping", start, &detail);
         if pings.received != pings.sent || pings.sent != 20 || pings.duplicates > 0 {
-            self.problems.push(format!("pings were lost or doubled: {pings:?}"));
+            self.findings.problems.push(format!("pings were lost or doubled: {pings:?}"));
         }
-        self.pings = Some(pings);
+        self.findings.pings = Some(pings);
 
         let start = Instant::now();
         let stream = bulk(one, two, to, arguments.mebibytes)?;
@@ -323,9 +362,11 @@ impl Demo {
         let detail = format!("{} MiB by TCP, {megabits} Mbit/s", stream.bytes >> 20);
         self.timeline.done("traffic", "bulk transfer", start, &detail);
         if stream.bytes != expected || stream.wrong_bytes > 0 {
-            self.problems.push(format!("the stream did not arrive as it was sent: {stream:?}"));
+            self.findings
+                .problems
+                .push(format!("the stream did not arrive as it was sent: {stream:?}"));
         }
-        self.bulk = Some(Bulk { stream, megabits_per_second: megabits });
+        self.findings.bulk = Some(Bulk { stream, megabits_per_second: megabits });
         self.count_hops(sockets, running)?;
 
         self.timeline.chapter("VF 1 is reset by the PF under traffic, and recovers");
@@ -362,10 +403,10 @@ impl Demo {
         );
         self.timeline.done("traffic", "VF has recovered", start, &detail);
         if after.received != after.sent || after.sent != 5 {
-            self.problems.push(format!("pings were lost after the reset: {after:?}"));
+            self.findings.problems.push(format!("pings were lost after the reset: {after:?}"));
         }
         let recovered_after_ms = u64::try_from(recovered.as_millis())?;
-        self.reset = Some(Reset { recovered_after_ms, pings });
+        self.findings.reset = Some(Reset { recovered_after_ms, pings });
         Ok(())
     }
 
@@ -392,10 +433,10 @@ impl Demo {
             let status = if hop.agrees() { "agree" } else { "DIFFER" };
             self.timeline.entry("count", &hop.direction, status, 0, &hop.detail());
             if !hop.agrees() {
-                self.problems.push(format!("frame counts differ: {hop:?}"));
+                self.findings.problems.push(format!("frame counts differ: {hop:?}"));
             }
         }
-        self.hops = hops;
+        self.findings.hops = hops;
         Ok(())
     }
 
@@ -426,9 +467,9 @@ impl Demo {
         let status = if agrees { "agree" } else { "DIFFER" };
         self.timeline.entry("count", "record", status, 0, &detail);
         if !agrees {
-            self.problems.push(format!("frame counts differ: {detail}"));
+            self.findings.problems.push(format!("frame counts differ: {detail}"));
         }
-        self.record = Some(record);
+        self.findings.record = Some(record);
         Ok(())
     }
 
@@ -437,12 +478,12 @@ impl Demo {
         let start = Instant::now();
         let left: Vec<PathBuf> = walk(directory.path())?;
         if !left.is_empty() {
-            self.problems.push(format!("sockets or files are left: {left:?}"));
+            self.findings.problems.push(format!("sockets or files are left: {left:?}"));
         }
         directory.close().context("removing the folder of the sockets")?;
         for pid in pids {
             if Path::new(&format!("/proc/{pid}")).exists() {
-                self.problems.push(format!("process {pid} of a VM is left"));
+                self.findings.problems.push(format!("process {pid} of a VM is left"));
             }
         }
         self.timeline.done("demo", "nothing is left", start, "no process, socket or namespace");
@@ -460,8 +501,26 @@ fn vms(contents: Option<&Contents>) -> [Vm; 2] {
     ]
 }
 
+/// A VM, however it was started.
+trait Runs {
+    /// Runs a program in it to its end.
+    fn output(&self, program: Program) -> Result<ProgramOutput, UserVmError>;
+}
+
+impl Runs for UserVm {
+    fn output(&self, program: Program) -> Result<ProgramOutput, UserVmError> {
+        Self::output(self, program)
+    }
+}
+
+impl Runs for VmClient {
+    fn output(&self, program: Program) -> Result<ProgramOutput, UserVmError> {
+        Self::output(self, program)
+    }
+}
+
 /// Runs one of the traffic commands in a VM and reads its outcome.
-fn in_vm<T: serde::de::DeserializeOwned>(vm: &UserVm, arguments: &[&str]) -> Result<T> {
+fn in_vm<T: serde::de::DeserializeOwned>(vm: &impl Runs, arguments: &[&str]) -> Result<T> {
     let outcome = vm.output(Program::new(command(arguments)?))?;
     ensure!(
         outcome.exit.success(),
@@ -482,7 +541,7 @@ fn command(arguments: &[&str]) -> Result<Vec<std::ffi::OsString>> {
 }
 
 /// Sends a stream from one VM to the other.
-fn bulk(from: &UserVm, to: &UserVm, address: &str, mebibytes: u64) -> Result<StreamOutcome> {
+fn bulk<V: Runs + Sync>(from: &V, to: &V, address: &str, mebibytes: u64) -> Result<StreamOutcome> {
     std::thread::scope(|scope| {
         let receiving = scope.spawn(|| in_vm::<StreamOutcome>(to, &["receive"]));
         let mebibytes = mebibytes.to_string();

@@ -1,9 +1,11 @@
-//! The adapter's process, and what is to be gone when the demo is interrupted.
+//! The processes of the demo, and what is to be gone when it is interrupted.
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -12,18 +14,20 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 
-/// The adapter's process; it dies with us.
-pub(crate) struct AdapterProcess {
+/// A process with one of the program's roles; it dies with us.
+pub(crate) struct RoleProcess {
+    role: String,
     child: Child,
     belongings: Belongings,
 }
 
-impl AdapterProcess {
-    /// Starts it and waits until it serves its control socket.
+impl RoleProcess {
+    /// Starts this program with these arguments, of which the first is the role; `role` is what people call it.
     pub(crate) fn start(
-        sockets: &Path,
+        role: &str,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+        environment: &[(&str, &Path)],
         belongings: &Belongings,
-        patience: Duration,
     ) -> Result<Self> {
         let program = std::env::current_exe().context("the path of this program")?;
         let mut command = Command::new(program);
@@ -32,22 +36,34 @@ impl AdapterProcess {
             command.env("CLEARWAY_LOG", "error");
         }
         let child = command
-            .args(["adapter", "--vfs", "4", "--die-with-parent", "--directory"])
-            .arg(sockets)
+            .arg("--die-with-parent")
+            .args(arguments.into_iter().map(Into::into))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .spawn()
-            .context("starting the adapter")?;
-        let mut adapter = Self { child, belongings: belongings.clone() };
-        let handle = pidfd_open(Pid::from_child(&adapter.child), PidfdFlags::empty());
-        belongings.lock().adapter = Some(handle.context("a handle of the adapter's process")?);
+            .with_context(|| format!("starting {role}"))?;
+        let process = Self { role: role.to_owned(), child, belongings: belongings.clone() };
+        let handle = pidfd_open(Pid::from_child(&process.child), PidfdFlags::empty());
+        let handle = handle.with_context(|| format!("a handle of {role}'s process"))?;
+        belongings.lock().processes.insert(process.child.id(), handle);
+        Ok(process)
+    }
+
+    /// Waits until it serves this socket.
+    pub(crate) fn serving(mut self, socket: &Path, patience: Duration) -> Result<Self> {
         let start = Instant::now();
-        let control = adapter::control_socket(sockets);
-        while !control.exists() {
-            adapter.ensure_it_runs()?;
-            ensure!(start.elapsed() < patience, "the adapter does not start");
+        while !socket.exists() {
+            self.ensure_it_runs()?;
+            ensure!(start.elapsed() < patience, "{} does not start", self.role);
             std::thread::sleep(Duration::from_millis(1));
         }
-        Ok(adapter)
+        Ok(self)
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// An error if it has ended.
@@ -55,22 +71,37 @@ impl AdapterProcess {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!(
-                "the adapter's process has ended before its time ({status}); CLEARWAY_LOG=info tells more"
+                "{} has ended before its time ({status}); CLEARWAY_LOG=info tells more",
+                self.role
             ),
         }
+    }
+
+    /// Kills it, as a fault would: it gets no chance to put anything in order.
+    pub(crate) fn kill(mut self) -> Result<ExitStatus> {
+        self.child.kill().with_context(|| format!("killing {}", self.role))?;
+        Ok(self.child.wait()?)
+    }
+
+    /// Has it end in good order.
+    pub(crate) fn end(self) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, Signal::TERM)
+            .with_context(|| format!("ending {}", self.role))?;
+        self.wait()
     }
 
     /// Waits for its end after it was asked to.
     pub(crate) fn wait(mut self) -> Result<()> {
         let status = self.child.wait()?;
-        ensure!(status.success(), "the adapter ended with {status}");
+        ensure!(status.success(), "{} ended with {status}", self.role);
         Ok(())
     }
 }
 
-impl Drop for AdapterProcess {
+impl Drop for RoleProcess {
     fn drop(&mut self) {
-        self.belongings.lock().adapter = None;
+        self.belongings.lock().processes.remove(&self.child.id());
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -83,7 +114,8 @@ pub(crate) struct Belongings(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 pub(crate) struct Inner {
-    adapter: Option<OwnedFd>,
+    /// By process id.
+    processes: BTreeMap<u32, OwnedFd>,
     pub(crate) directory: Option<PathBuf>,
 }
 
@@ -108,12 +140,12 @@ impl Belongings {
 
     fn take_away(&self) {
         let inner = self.lock();
-        if let Some(adapter) = &inner.adapter {
+        for process in inner.processes.values() {
             // It may have ended by itself: the signal reached it as well.
-            let _ = pidfd_send_signal(adapter, Signal::KILL);
+            let _ = pidfd_send_signal(process, Signal::KILL);
         }
         if let Some(directory) = &inner.directory {
-            // The adapter may have made one more socket before it was gone.
+            // A process may have made one more socket before it was gone.
             for _ in 0..10 {
                 if std::fs::remove_dir_all(directory).is_ok() || !directory.exists() {
                     break;

@@ -194,9 +194,9 @@ impl Demo {
         let agrees = replay.sent_out == replay.sent_out_in_recording;
         self.timeline.entry("count", "VMs to uplink", word(agrees), 0, &detail);
         if !replay.agrees() {
-            self.problems.push(format!("frame counts of the replay differ: {replay:?}"));
+            self.findings.problems.push(format!("frame counts of the replay differ: {replay:?}"));
         }
-        self.replay = Some(replay);
+        self.findings.replay = Some(replay);
     }
 }
 

@@ -1,6 +1,8 @@
-//! What the demo runs inside its VMs: ping and a bulk transfer, without any tool installed there.
+//! What the demo runs inside its VMs: ping, a bulk transfer and numbered datagrams, without any tool installed there.
 //!
 //! These are ordinary programs on ordinary sockets; they know nothing of VFs.
+
+mod numbered;
 
 use std::{
     collections::BTreeSet,
@@ -19,6 +21,8 @@ use rustix::{
     },
 };
 use serde::{Deserialize, Serialize};
+
+pub(crate) use numbered::Count;
 
 /// Traffic for the demo.
 #[derive(clap::Subcommand, Debug)]
@@ -55,6 +59,27 @@ pub(crate) enum TrafficCommand {
         /// Mebibytes.
         #[arg(long, default_value_t = 256)]
         mebibytes: u64,
+    },
+    /// Answer numbered datagrams.
+    Answer {
+        /// UDP port.
+        #[arg(long, default_value_t = 5202)]
+        port: u16,
+        /// End when nothing has come for so long, seconds.
+        #[arg(long, default_value_t = 60)]
+        patience: u64,
+    },
+    /// Keep numbered datagrams under way until the end of the standard input; print what became of them as a line of
+    /// JSON for each line of it, and at its end.
+    Number {
+        /// Whom.
+        to: Ipv4Addr,
+        /// UDP port.
+        #[arg(long, default_value_t = 5202)]
+        port: u16,
+        /// Datagrams under way at a time.
+        #[arg(long, default_value_t = 64)]
+        window: u64,
     },
 }
 
@@ -94,6 +119,12 @@ pub(crate) fn run(command: &TrafficCommand) -> Result<()> {
         }
         TrafficCommand::Send { to, port, mebibytes } => {
             send(SocketAddr::from((*to, *port)), mebibytes << 20)
+        }
+        TrafficCommand::Answer { port, patience } => {
+            numbered::receive(*port, Duration::from_secs(*patience))
+        }
+        TrafficCommand::Number { to, port, window } => {
+            numbered::send(SocketAddr::from((*to, *port)), *window)
         }
     }
 }
