@@ -5,20 +5,14 @@
 //! frame uses what was there before.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
-    thread::{CpuSet, sched_setaffinity},
-};
+use owner_thread::{Handle, Inbox, OwnerThread, Stopped};
 
 use crate::clock::now_ns;
 
@@ -26,8 +20,6 @@ use super::{
     DataPath,
     schedule::{Idle, IdlePolicy, IdleState},
 };
-
-type Command = Box<dyn FnOnce(&mut DataPath) + Send>;
 
 /// The worker thread has ended: the adapter is going down.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, thiserror::Error)]
@@ -46,8 +38,7 @@ pub struct WorkerConfig {
 /// Reaches the data path from control threads. Clones reach the same one.
 #[derive(Clone, Debug)]
 pub struct DataPathHandle {
-    commands: Sender<Command>,
-    wake: Arc<OwnedFd>,
+    thread: Handle<DataPath>,
     /// Nanoseconds that the worker has slept, for reports.
     slept_ns: Arc<AtomicU64>,
 }
@@ -61,20 +52,12 @@ impl DataPathHandle {
         &self,
         change: impl FnOnce(&mut DataPath) -> R + Send + 'static,
     ) -> Result<R, DataPathStopped> {
-        let (reply, result) = crossbeam_channel::bounded(1);
-        let command: Command = Box::new(move |data_path| {
-            // The caller may have gone; then nobody wants the result.
-            let _ = reply.send(change(data_path));
-        });
-        self.commands.send(command).map_err(|_| DataPathStopped)?;
-        self.wake();
-        result.recv().map_err(|_| DataPathStopped)
+        self.thread.run(change).map_err(|Stopped| DataPathStopped)
     }
 
     /// Ends a sleep of the worker: a doorbell was written by a path that can tell.
     pub fn wake(&self) {
-        // A full counter means that a wake-up is pending already.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.thread.wake();
     }
 
     /// How long the worker has slept since it started.
@@ -87,8 +70,7 @@ impl DataPathHandle {
 #[derive(Debug)]
 pub struct Worker {
     handle: DataPathHandle,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _thread: OwnerThread<DataPath>,
 }
 
 impl Worker {
@@ -97,19 +79,18 @@ impl Worker {
     /// # Errors
     /// When the kernel gives no thread or no eventfd.
     pub fn start(data_path: DataPath, config: WorkerConfig) -> std::io::Result<Self> {
-        let (commands, queue) = crossbeam_channel::unbounded();
-        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let slept_ns = Arc::new(AtomicU64::new(0));
-        let handle = DataPathHandle { commands, wake, slept_ns };
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::Builder::new().name("data path".into()).spawn({
-            let (stop, handle) = (Arc::clone(&stop), handle.clone());
-            // The worker must not keep its own command channel alive.
-            let (wake, slept) = (Arc::clone(&handle.wake), Arc::clone(&handle.slept_ns));
-            drop(handle);
-            move || run(data_path, &config, &queue, &wake, &slept, &stop)
+        let slept = Arc::clone(&slept_ns);
+        let thread = OwnerThread::start("data path", data_path, move |data_path, inbox| {
+            run(data_path, config.idle, &inbox, &slept);
         })?;
-        Ok(Self { handle, stop, thread: Some(thread) })
+        if let Some(cpu) = config.cpu
+            && let Err(error) = thread.bind(cpu)
+        {
+            tracing::warn!(cpu, %error, "the data path thread cannot be bound to its CPU");
+        }
+        let handle = DataPathHandle { thread: thread.handle().clone(), slept_ns };
+        Ok(Self { handle, _thread: thread })
     }
 
     /// The way for control to reach the data path.
@@ -118,46 +99,9 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.handle.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the data path thread had panicked");
-        }
-    }
-}
-
-fn run(
-    mut data_path: DataPath,
-    config: &WorkerConfig,
-    queue: &Receiver<Command>,
-    wake: &OwnedFd,
-    slept: &AtomicU64,
-    stop: &AtomicBool,
-) {
-    if let Some(cpu) = config.cpu {
-        let mut set = CpuSet::new();
-        set.set(cpu);
-        if let Err(error) = sched_setaffinity(None, &set) {
-            tracing::warn!(cpu, %error, "the data path thread cannot be bound to its CPU");
-        }
-    }
-    let mut idle = IdleState::new(config.idle);
-    while !stop.load(Ordering::Acquire) {
-        let mut worked = false;
-        loop {
-            match queue.try_recv() {
-                Ok(command) => {
-                    command(&mut data_path);
-                    worked = true;
-                }
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return,
-            }
-        }
+fn run(mut data_path: DataPath, idle: IdlePolicy, inbox: &Inbox<DataPath>, slept: &AtomicU64) {
+    let mut idle = IdleState::new(idle);
+    while let Some(mut worked) = inbox.serve(&mut data_path) {
         let now = now_ns();
         worked |= data_path.poll(now);
         if let Idle::Sleep(longest) = idle.after_round(worked, now)
@@ -165,25 +109,10 @@ fn run(
         {
             let until =
                 data_path.deadline_ns().map(|at| Duration::from_nanos(at.saturating_sub(now)));
-            sleep(&data_path, wake, until.map_or(longest, |until| until.min(longest)));
+            let longest = until.map_or(longest, |until| until.min(longest));
+            // The uplink tells of its frames; doorbells are looked at when the time is over.
+            inbox.sleep(data_path.uplink_fd(), Some(longest));
             slept.fetch_add(now_ns().saturating_sub(now), Ordering::Relaxed);
         }
     }
-}
-
-/// Sleeps until the time is over, control has a command, or the uplink has a frame.
-fn sleep(data_path: &DataPath, wake: &OwnedFd, longest: Duration) {
-    let timeout = Timespec {
-        tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: longest.subsec_nanos().into(),
-    };
-    let mut fds = arrayvec::ArrayVec::<PollFd<'_>, 2>::new();
-    fds.push(PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN));
-    if let Some(fd) = data_path.uplink_fd() {
-        fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    }
-    // An interrupted sleep is a short one.
-    let _ = poll(&mut fds, Some(&timeout));
-    let mut counter = [0; 8];
-    let _ = rustix::io::read(wake, &mut counter);
 }
