@@ -10,7 +10,7 @@ mod world;
 
 use std::{
     path::Path,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
