@@ -11,13 +11,14 @@ use serde::Serialize;
 use super::{
     copy_limit,
     cores::Cores,
-    first_frame, forward,
+    emulated, first_frame, forward,
     idle::{self, Idle},
     machine::Machine,
     peers::{Peers, Subject},
     ping_pong,
     sample::{Rate, RoundTrip, Spread},
     scale::{self, SCALES, Scale},
+    synthetic,
 };
 
 /// What is to be measured.
@@ -157,6 +158,8 @@ fn rate(plan: &Plan, peers: Option<&Peers>, subject: Subject, size: u16) -> anyh
         (Subject::Clearway, _) => {
             Ok(forward::rate(size, forward::ring(size), plan.duration, plan.cores)?.0)
         }
+        (Subject::Synthetic, _) => synthetic::rate(size, plan.duration, plan.cores),
+        (Subject::Emulated, _) => emulated::rate(size, plan.duration, plan.cores),
         (Subject::Testpmd | Subject::Ovs, Some(peers)) => {
             peers.rate(subject, size, plan.duration.as_secs_f64())
         }
@@ -177,6 +180,8 @@ fn round_trip(
     let duration = plan.duration.min(Duration::from_secs(1));
     match (subject, peers) {
         (Subject::Clearway, _) => Some(forward::round_trips(64, duration, plan.cores)),
+        (Subject::Synthetic, _) => Some(synthetic::round_trips(64, duration, plan.cores)),
+        (Subject::Emulated, _) => Some(emulated::round_trips(64, duration, plan.cores)),
         (Subject::Testpmd | Subject::Ovs, Some(peers)) => {
             Some(peers.round_trips(subject, 64, duration.as_secs_f64()))
         }

@@ -1,24 +1,22 @@
 //! Frames from VF to VF with one forwarding thread: the generator's VF and the sink's VF are in one poll loop
 //! on the client's CPU, the adapter's worker is on the forwarder's.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use arrayvec::ArrayVec;
 use avf_driver::{RxSegment, TxSegment};
 
 use super::{
-    cores::{Cores, apart, nanoseconds, pin},
+    cores::{Cores, apart, pin},
     nic::{Nic, Vf, VfOptions},
-    sample::{Rate, RoundTrip, as_f64},
+    path::{Counts, Path},
+    sample::{Rate, RoundTrip},
     traffic::{headers, mac, read_lines, write_lines},
 };
 
 /// Frames handed over at a time, as in DPDK's clients.
 pub(crate) const BURST: usize = 32;
-const WARM_UP: Duration = Duration::from_millis(500);
-/// After this a frame counts as lost.
-const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Bytes of a buffer for frames of `size` bytes: what drivers use below a page, and one that holds the
 /// whole frame above.
@@ -38,17 +36,6 @@ pub(crate) fn ring(size: u16) -> u16 {
         1025..=2048 => 256,
         _ => 64,
     }
-}
-
-/// How frames are counted while they flow.
-#[derive(Default)]
-struct Counts {
-    received: u64,
-    bytes: u64,
-    full: u64,
-    sends: u64,
-    empty: u64,
-    looks: u64,
 }
 
 /// Both ends of the traffic.
@@ -110,24 +97,6 @@ impl Ends {
         self.generator.huge_pages() && self.sink.huge_pages()
     }
 
-    /// Writes one frame.
-    #[inline(always)]
-    fn write(&mut self) -> Option<TxSegment> {
-        let tx = &mut self.generator.pair.tx;
-        let buffer = tx.reserve()?;
-        self.number = self.number.wrapping_add(1);
-        if let Some(frame) = tx.memory().part(&buffer, 0, self.size.into()) {
-            if !self.destinations.is_empty() {
-                let turn = usize::try_from(self.number).unwrap_or(0) % self.destinations.len();
-                if let Some(destination) = self.destinations.get(turn) {
-                    frame.write_from(destination);
-                }
-            }
-            write_lines(frame, self.number);
-        }
-        Some(TxSegment::frame(buffer, self.size))
-    }
-
     /// Asks for the lines that a burst of frames will be written to, then writes them.
     #[inline(always)]
     fn fill(&mut self) {
@@ -151,6 +120,12 @@ impl Ends {
                 write_lines(frame, self.number);
             }
         }
+    }
+}
+
+impl Path for Ends {
+    fn size(&self) -> u16 {
+        self.size
     }
 
     #[inline(always)]
@@ -181,88 +156,45 @@ impl Ends {
         }
     }
 
-    fn run(&mut self, duration: Duration) -> (Counts, Duration) {
-        let mut counts = Counts::default();
-        let start = Instant::now();
-        loop {
-            for _ in 0..64 {
-                self.step(&mut counts);
-            }
-            let took = start.elapsed();
-            if took >= duration {
-                return (counts, took);
-            }
-        }
-    }
-
-    /// Measures the rate at which frames arrive.
-    pub(crate) fn rate(&mut self, duration: Duration) -> anyhow::Result<Rate> {
-        self.run(WARM_UP);
-        let (counts, took) = self.run(duration);
-        ensure!(counts.received > 0, "no frame arrived");
+    fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.sink.pair.rx.is_stopped(), "the device stopped under way");
-        let mut rate = Rate::of(self.size, counts.received, counts.bytes, took);
-        rate.send_ring_full = as_f64(counts.full) / as_f64(counts.sends.max(1));
-        rate.receive_ring_empty = as_f64(counts.empty) / as_f64(counts.looks.max(1));
-        Ok(rate)
+        Ok(())
     }
 
-    /// Takes away what is still on its way.
-    fn drain(&mut self) {
+    fn cancel(&mut self) {
         for segment in self.waiting.drain(..) {
             self.generator.pair.tx.free(segment.buffer);
         }
-        let mut quiet = Instant::now();
-        while quiet.elapsed() < PATIENCE {
-            let rx = &mut self.sink.pair.rx;
-            if rx.receive(&mut self.arrived) > 0 {
-                self.arrived.drain(..).for_each(|segment| rx.free(segment.buffer));
-                quiet = Instant::now();
-            }
-        }
     }
 
-    /// Sends one frame and waits until the sink has read it. Nanoseconds; `None` if it is lost.
-    pub(crate) fn one(&mut self) -> Option<f64> {
-        let frame = self.write()?;
-        let mut burst = ArrayVec::<TxSegment, 1>::new();
-        burst.push(frame);
-        let start = Instant::now();
-        self.generator.pair.tx.transmit(&mut burst);
-        loop {
-            let rx = &mut self.sink.pair.rx;
-            if rx.receive(&mut self.arrived) == 0 {
-                if start.elapsed() > PATIENCE {
-                    return None;
-                }
-                continue;
-            }
-            let mut mine = false;
-            for segment in self.arrived.drain(..) {
-                if let Some(frame) = rx.memory().part(&segment.buffer, 0, segment.length.into()) {
-                    mine |= read_lines(frame) == self.number;
-                }
-                rx.free(segment.buffer);
-            }
-            if mine {
-                return Some(nanoseconds(start));
-            }
+    fn stage(&mut self) -> Option<u32> {
+        let tx = &mut self.generator.pair.tx;
+        let buffer = tx.reserve()?;
+        self.number = self.number.wrapping_add(1);
+        if let Some(frame) = tx.memory().part(&buffer, 0, self.size.into()) {
+            write_lines(frame, self.number);
         }
+        self.waiting.push(TxSegment::frame(buffer, self.size));
+        Some(self.number)
     }
 
-    /// Measures round trips, one frame at a time.
-    pub(crate) fn round_trips(&mut self, duration: Duration) -> anyhow::Result<RoundTrip> {
-        self.drain();
-        let (mut samples, mut lost) = (Vec::new(), 0);
-        let begin = Instant::now();
-        while begin.elapsed() < WARM_UP + duration {
-            match self.one() {
-                Some(took) if begin.elapsed() > WARM_UP => samples.push(took),
-                Some(_) => {}
-                None => lost += 1,
+    #[inline(always)]
+    fn launch(&mut self) {
+        self.generator.pair.tx.transmit(&mut self.waiting);
+    }
+
+    #[inline(always)]
+    fn look(&mut self) -> Option<u32> {
+        let rx = &mut self.sink.pair.rx;
+        let mut last = None;
+        rx.receive(&mut self.arrived);
+        for segment in self.arrived.drain(..) {
+            if let Some(frame) = rx.memory().part(&segment.buffer, 0, segment.length.into()) {
+                last = Some(read_lines(frame));
             }
+            rx.free(segment.buffer);
         }
-        RoundTrip::of(self.size, samples, lost)
+        last
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     cores::{Cores, apart},
     forward::{Ends, ring, two_vfs},
+    path::Path,
     sample::{Spread, as_f64},
 };
 

@@ -7,21 +7,26 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, ensure};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 mod compare;
 mod copy_limit;
 mod cores;
+mod emulated;
 mod first_frame;
 mod forward;
+mod guest;
 mod idle;
 mod machine;
 mod nic;
+mod path;
 mod peers;
 mod ping_pong;
+mod primitives;
 mod sample;
 mod scale;
+mod synthetic;
 mod table;
 mod traffic;
 
@@ -58,6 +63,17 @@ pub(crate) struct BenchArgs {
     out: Option<PathBuf>,
 }
 
+/// The kinds of adapter.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, ValueEnum)]
+enum Kind {
+    /// The legacy network adapter
+    Emulated,
+    /// NetVSP over VMBus
+    Synthetic,
+    /// A VF of an SR-IOV adapter
+    Vf,
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
     /// Frames from VF to VF
@@ -68,6 +84,17 @@ enum What {
         /// Descriptors of each ring; by default what suits the size
         #[arg(long)]
         ring: Option<u16>,
+    },
+    /// Frames between two adapters of one kind
+    Adapters {
+        /// Which kind
+        kind: Kind,
+        /// Bytes of a frame
+        #[arg(long, default_value_t = 64)]
+        size: u16,
+        /// The time of one frame instead
+        #[arg(long)]
+        round_trip: bool,
     },
     /// The time of one frame from VF to VF
     RoundTrip {
@@ -84,6 +111,8 @@ enum What {
         #[arg(long)]
         hints: bool,
     },
+    /// What the synthetic path is made of: rings, completions, frames to the switch
+    Primitives,
     /// Two cache lines there and back between the two cores
     PingPong,
     /// The cost of a frame as VFs and receive filters grow
@@ -115,6 +144,41 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
                     rate.receive_ring_empty * 100.0,
                 )
             })?;
+        }
+        Some(What::Adapters { kind, size, round_trip: true }) => {
+            let size = check(*size)?;
+            let trip = match kind {
+                Kind::Emulated => emulated::round_trips(size, duration, args.cores),
+                Kind::Synthetic => synthetic::round_trips(size, duration, args.cores),
+                Kind::Vf => forward::round_trips(size, duration, args.cores),
+            }?;
+            print(args, &trip, || trip_text(&trip))?;
+        }
+        Some(What::Adapters { kind, size, round_trip: false }) => {
+            let size = check(*size)?;
+            let rate = match kind {
+                Kind::Emulated => emulated::rate(size, duration, args.cores),
+                Kind::Synthetic => synthetic::rate(size, duration, args.cores),
+                Kind::Vf => {
+                    forward::rate(size, forward::ring(size), duration, args.cores).map(|of| of.0)
+                }
+            }?;
+            print(args, &rate, || {
+                format!(
+                    "{size} bytes: {:.3} million frames/s, {:.2} Gbit/s; CPU a frame: host {:.1} ns, guests {:.1} ns \
+                     (send ring full {:.0} %, receive ring empty {:.0} %)",
+                    rate.frames_per_second / 1e6,
+                    rate.bytes_per_second * 8.0 / 1e9,
+                    rate.host_cpu_ns.unwrap_or_default(),
+                    rate.guest_cpu_ns.unwrap_or_default(),
+                    rate.send_ring_full * 100.0,
+                    rate.receive_ring_empty * 100.0,
+                )
+            })?;
+        }
+        Some(What::Primitives) => {
+            let all = primitives::measure(duration, args.cores)?;
+            print(args, &all, || format!("{all:#?}"))?;
         }
         Some(What::RoundTrip { size }) => {
             let trip = forward::round_trips(check(*size)?, duration, args.cores)?;

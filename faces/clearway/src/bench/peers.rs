@@ -27,6 +27,10 @@ const PATIENCE_SECONDS: f64 = 60.0;
 pub(crate) enum Subject {
     /// The adapter, VF to VF.
     Clearway,
+    /// The virtual switch, synthetic adapter to synthetic adapter.
+    Synthetic,
+    /// The virtual switch, emulated adapter to emulated adapter.
+    Emulated,
     /// `dpdk-testpmd` between two vhost ports.
     Testpmd,
     /// OVS-DPDK between two vhost ports.
@@ -44,6 +48,8 @@ impl Subject {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Clearway => "Clearway",
+            Self::Synthetic => "synthetic",
+            Self::Emulated => "emulated",
             Self::Testpmd => "testpmd",
             Self::Ovs => "OVS-DPDK",
             Self::CopyLimit => "copy limit",
@@ -57,7 +63,12 @@ impl Subject {
         match self {
             Self::Testpmd => Some("testpmd"),
             Self::Ovs => Some("ovs"),
-            Self::Clearway | Self::CopyLimit | Self::HintedCopyLimit | Self::PingPong => None,
+            Self::Clearway
+            | Self::Synthetic
+            | Self::Emulated
+            | Self::CopyLimit
+            | Self::HintedCopyLimit
+            | Self::PingPong => None,
         }
     }
 }

@@ -21,6 +21,12 @@ pub(crate) struct Rate {
     /// Share of the receiver's looks that found nothing.
     #[serde(default)]
     pub(crate) receive_ring_empty: f64,
+    /// CPU time per frame of the host's threads, ns; of Clearway alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host_cpu_ns: Option<f64>,
+    /// The same of the thread that plays both guests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guest_cpu_ns: Option<f64>,
 }
 
 impl Rate {
@@ -33,6 +39,8 @@ impl Rate {
             bytes_per_second: as_f64(bytes) / seconds,
             send_ring_full: 0.0,
             receive_ring_empty: 0.0,
+            host_cpu_ns: None,
+            guest_cpu_ns: None,
         }
     }
 

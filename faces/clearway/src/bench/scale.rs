@@ -13,6 +13,7 @@ use super::{
     cores::{Cores, apart},
     forward::{Ends, ring},
     nic::{Nic, Vf, VfOptions, vport},
+    path::Path,
     sample::Rate,
     traffic::mac,
 };
