@@ -8,10 +8,7 @@ mod client;
 mod numbers;
 mod world;
 
-use std::{
-    path::Path,
-    time::Instant,
-};
+use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
