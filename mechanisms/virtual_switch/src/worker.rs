@@ -5,27 +5,16 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
+    os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
-    thread::{CpuSet, sched_setaffinity},
-};
+use owner_thread::{Handle, Inbox, OwnerThread, Stopped};
 
 use crate::VirtualSwitch;
 
 /// Without frames for so long, the thread sleeps.
 const SPIN: Duration = Duration::from_micros(100);
-
-type Command = Box<dyn FnOnce(&mut VirtualSwitch) + Send>;
 
 /// The thread has ended: the switch is going down.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, thiserror::Error)]
@@ -34,10 +23,7 @@ pub struct SwitchStopped;
 
 /// Reaches a switch from other threads. Clones reach the same one.
 #[derive(Clone, Debug)]
-pub struct SwitchHandle {
-    commands: Sender<Command>,
-    wake: Arc<OwnedFd>,
-}
+pub struct SwitchHandle(Handle<VirtualSwitch>);
 
 impl SwitchHandle {
     /// Runs `change` on the switch between two rounds and returns its result.
@@ -48,19 +34,7 @@ impl SwitchHandle {
         &self,
         change: impl FnOnce(&mut VirtualSwitch) -> R + Send + 'static,
     ) -> Result<R, SwitchStopped> {
-        let (reply, result) = crossbeam_channel::bounded(1);
-        let command: Command = Box::new(move |switch| {
-            // The caller may have gone; then nobody wants the result.
-            let _ = reply.send(change(switch));
-        });
-        self.commands.send(command).map_err(|_| SwitchStopped)?;
-        self.wake();
-        result.recv().map_err(|_| SwitchStopped)
-    }
-
-    fn wake(&self) {
-        // A full counter means that a wake-up is pending already.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.0.run(change).map_err(|Stopped| SwitchStopped)
     }
 }
 
@@ -68,8 +42,7 @@ impl SwitchHandle {
 #[derive(Debug)]
 pub struct Worker {
     handle: SwitchHandle,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _thread: OwnerThread<VirtualSwitch>,
 }
 
 impl Worker {
@@ -78,25 +51,11 @@ impl Worker {
     /// # Errors
     /// The kernel gives no thread or no eventfd, or there is no such CPU.
     pub fn start(switch: VirtualSwitch, cpu: Option<usize>) -> io::Result<Self> {
-        let (commands, queue) = crossbeam_channel::unbounded();
-        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let stop = Arc::new(AtomicBool::new(false));
-        let (bound, result) = crossbeam_channel::bounded(1);
-        let thread = std::thread::Builder::new().name("switch".into()).spawn({
-            let (stop, wake) = (Arc::clone(&stop), Arc::clone(&wake));
-            move || {
-                let done = cpu.map_or(Ok(()), bind);
-                let go_on = done.is_ok();
-                // `start` waits for it.
-                let _ = bound.send(done);
-                if go_on {
-                    run(switch, &queue, &wake, &stop);
-                }
-            }
-        })?;
-        let worker = Self { handle: SwitchHandle { commands, wake }, stop, thread: Some(thread) };
-        result.recv().map_err(io::Error::other)??;
-        Ok(worker)
+        let thread = OwnerThread::start("switch", switch, |switch, inbox| run(switch, &inbox))?;
+        if let Some(cpu) = cpu {
+            thread.bind(cpu)?;
+        }
+        Ok(Self { handle: SwitchHandle(thread.handle().clone()), _thread: thread })
     }
 
     /// The way for control to reach the switch.
@@ -106,59 +65,20 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.handle.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the switch's thread had panicked");
-        }
-    }
-}
-
-fn bind(cpu: usize) -> io::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    Ok(sched_setaffinity(None, &set)?)
-}
-
-fn run(mut switch: VirtualSwitch, queue: &Receiver<Command>, wake: &OwnedFd, stop: &AtomicBool) {
+fn run(mut switch: VirtualSwitch, inbox: &Inbox<VirtualSwitch>) {
     let mut last_work = Instant::now();
-    while !stop.load(Ordering::Acquire) {
-        let mut worked = false;
-        loop {
-            match queue.try_recv() {
-                Ok(command) => {
-                    command(&mut switch);
-                    worked = true;
-                }
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return,
-            }
-        }
+    while let Some(mut worked) = inbox.serve(&mut switch) {
         let now = Instant::now();
         worked |= switch.poll(now);
         if worked {
             last_work = now;
         } else if now.duration_since(last_work) > SPIN && switch.prepare_to_wait() {
-            sleep(&switch, wake, now);
+            // Until a port has frames, control has a command, or a deadline is there.
+            let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+            switch.wait_on(&mut fds);
+            let deadline = switch.deadline().map(|at| at.saturating_duration_since(now));
+            inbox.sleep(fds, deadline);
             switch.woken();
         }
     }
-}
-
-/// Sleeps until a port has frames, control has a command, or a deadline is there.
-fn sleep(switch: &VirtualSwitch, wake: &OwnedFd, now: Instant) {
-    let mut fds: Vec<BorrowedFd<'_>> = vec![wake.as_fd()];
-    switch.wait_on(&mut fds);
-    let mut set: Vec<_> =
-        fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-    let limit = switch.deadline().map(|at| at.saturating_duration_since(now));
-    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
-    // An interrupted sleep is a short one.
-    let _ = poll(&mut set, limit.as_ref());
-    let mut counter = [0; 8];
-    let _ = rustix::io::read(wake, &mut counter);
 }
