@@ -23,9 +23,11 @@ use vpci::{
     VpciChannel, Vsc, VscEffect,
     vsc::{ReadyFunction, RequestId, Requested, VscConfig, VscError, VscReply},
 };
+use vpci_protocol::TranslatedMsi;
 
 use super::{
-    VpciError, VpciResources, VpciTransport, config_space::mmio_write, resources::Addresses,
+    VpciError, VpciResources, VpciTransport, config_space::mmio_write, interrupt::VpciInterrupt,
+    resources::Addresses,
 };
 
 /// How long a driver has to let go of its function after [`VpciEvent::EjectRequested`]. The host waits 60 s.
@@ -110,12 +112,27 @@ struct Waiter {
 #[derive(Debug)]
 pub(super) struct Function {
     pub(super) ready: ReadyFunction,
+    /// Interrupts that were made, by vector of its MSI-X table. They stay for the next driver: the host keeps what it
+    /// delivers them by for as long as the function is there. Its driver's control part alone asks for them.
+    interrupts: Mutex<Vec<MadeInterrupt>>,
     is_gone: AtomicBool,
     /// Readable for good once it is gone.
     gone: EventFd,
 }
 
+/// An interrupt, and the message that stands for it in the MSI-X table.
+pub(super) type MadeInterrupt = (Arc<VpciInterrupt>, TranslatedMsi);
+
 impl Function {
+    fn new(ready: ReadyFunction) -> io::Result<Self> {
+        let (interrupts, is_gone) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self { ready, interrupts, is_gone, gone: EventFd::new()? })
+    }
+
+    pub(super) fn interrupts(&self) -> MutexGuard<'_, Vec<MadeInterrupt>> {
+        self.interrupts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.is_gone.load(Ordering::Acquire)
     }
@@ -377,11 +394,8 @@ impl Shared {
                 }
                 VscEffect::Ready(ready) => {
                     let description = describe(&ready);
-                    match EventFd::new() {
-                        Ok(gone) => {
-                            let is_gone = AtomicBool::new(false);
-                            core.function = Some(Arc::new(Function { ready, is_gone, gone }));
-                        }
+                    match Function::new(ready) {
+                        Ok(function) => core.function = Some(Arc::new(function)),
                         Err(error) => {
                             tracing::error!(%error, "a function cannot be used");
                             continue;
@@ -491,15 +505,6 @@ impl Shared {
             Some(Ok(reply)) => Ok(reply),
             Some(Err(NtStatus::DEVICE_REMOVED)) | None => Err(VpciError::Gone),
             Some(Err(status)) => Err(VpciError::Refused { what, status }),
-        }
-    }
-
-    /// Tells the host something that it does not answer.
-    pub(super) fn tell(&self, say: impl FnOnce(&mut Vsc) -> Result<Vec<VscEffect>, VscError>) {
-        let mut core = self.core();
-        if let Ok(effects) = say(&mut core.vsc) {
-            self.carry_out(&mut core, effects);
-            self.pump(&mut core);
         }
     }
 }

@@ -70,7 +70,6 @@ impl Interrupt for VpciInterrupt {
 mod unit_tests {
     use std::time::Duration;
 
-    use partition::GuestMemory;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::{super::VpciResources, *};
@@ -83,7 +82,7 @@ mod unit_tests {
 
     #[test]
     fn either_side_makes_it_readable_and_the_host_s_may_be_exchanged() {
-        let resources = VpciResources::new(&GuestMemory::empty());
+        let resources = VpciResources::new();
         let interrupt = VpciInterrupt::new(resources.vector().unwrap()).unwrap();
         assert!(!interrupt.take() && !is_readable(&interrupt));
         interrupt.wake();

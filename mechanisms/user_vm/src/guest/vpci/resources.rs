@@ -5,7 +5,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use partition::GuestMemory;
 use vpci_protocol::window;
 
 use super::VpciError;
@@ -14,15 +13,15 @@ use super::VpciError;
 const SLOT: u64 = 1 << 20;
 /// Buses at a time.
 const SLOTS: usize = 64;
-/// Addresses of devices begin here, or where memory ends, if that is higher.
-const LOWEST: u64 = 1 << 32;
+/// Where the buses are: above any memory, in the upper of the ranges that a host lets guests use
+/// (`vm_worker::APERTURES`). The BARs of VFs have 64 bits.
+const FIRST: u64 = 1 << 40;
 /// Vectors for devices: those below and above are exceptions' and the processor's own.
 const VECTORS: Range<u32> = 0x30..0xE0;
 
 /// Addresses and vectors of one guest, for all its virtual PCI buses.
 #[derive(Debug)]
 pub(crate) struct VpciResources {
-    first: u64,
     /// Buses and drivers that come and go contend; control only.
     taken: Mutex<Taken>,
 }
@@ -41,12 +40,10 @@ fn take_first(taken: &mut [bool]) -> Option<usize> {
 }
 
 impl VpciResources {
-    /// The addresses above a guest's memory and above 4 GiB, and the vectors of its first processor.
-    pub(crate) fn new(memory: &GuestMemory) -> Arc<Self> {
-        let end = memory.regions().iter().map(|region| region.gpa + region.length as u64).max();
-        let first = end.unwrap_or(0).max(LOWEST).next_multiple_of(LOWEST);
+    /// All of a guest's addresses for buses, and the vectors of its first processor.
+    pub(crate) fn new() -> Arc<Self> {
         let taken = Taken { slots: [false; SLOTS], vectors: vec![false; VECTORS.count()] };
-        Arc::new(Self { first, taken: Mutex::new(taken) })
+        Arc::new(Self { taken: Mutex::new(taken) })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -77,7 +74,7 @@ pub(super) struct Addresses {
 impl Addresses {
     /// Where the configuration window is to be.
     pub(super) fn window(&self) -> u64 {
-        self.resources.first + self.slot as u64 * SLOT
+        FIRST + self.slot as u64 * SLOT
     }
 
     /// Where BARs can be.
@@ -123,14 +120,14 @@ mod unit_tests {
 
     #[test]
     fn addresses_and_vectors_are_had_once_and_again_when_dropped() {
-        let resources = VpciResources::new(&GuestMemory::empty());
+        let resources = VpciResources::new();
         let first = resources.addresses().unwrap();
         let all: Vec<_> = (1..SLOTS).map(|_| resources.addresses().unwrap()).collect();
-        assert_eq!((first.window(), first.aperture()), (1 << 32, 0x1_0000_2000..0x1_0010_0000));
-        assert_eq!(all.last().unwrap().aperture().end, (1 << 32) + SLOTS as u64 * SLOT);
+        assert_eq!((first.window(), first.aperture()), (1 << 40, 0x100_0000_2000..0x100_0010_0000));
+        assert_eq!(all.last().unwrap().aperture().end, (1 << 40) + SLOTS as u64 * SLOT);
         assert!(matches!(resources.addresses(), Err(VpciError::NoAddresses(64))));
         drop(first);
-        assert_eq!(resources.addresses().unwrap().window(), 1 << 32);
+        assert_eq!(resources.addresses().unwrap().window(), 1 << 40);
 
         let vectors: Vec<_> = VECTORS.map(|_| resources.vector().unwrap()).collect();
         assert!(vectors.iter().map(Vector::number).eq(VECTORS));

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -28,7 +28,7 @@ use vpci_protocol::{InterruptRequest, TranslatedMsi};
 use super::{
     VpciError,
     config_space::{ConfigSpace, mmio_write},
-    device::{Function, Shared},
+    device::{Function, MadeInterrupt, Shared},
     interrupt::VpciInterrupt,
 };
 
@@ -56,7 +56,8 @@ pub(crate) struct VpciTransport {
     function: Arc<Function>,
     registers: BarPlace,
     msi_x: MsiX,
-    state: Mutex<State>,
+    /// Given back with the transport. Its driver's control part alone asks for it.
+    pages: Mutex<Vec<GuestPages>>,
 }
 
 /// The function's MSI-X capability.
@@ -67,13 +68,6 @@ struct MsiX {
     vectors: u16,
     /// Guest physical address of the table.
     table: u64,
-}
-
-/// What is to be given back. Only the driver's control part asks for it.
-#[derive(Debug, Default)]
-struct State {
-    interrupts: Vec<(Arc<VpciInterrupt>, TranslatedMsi)>,
-    pages: Vec<GuestPages>,
 }
 
 /// Pages of guest memory, until dropped.
@@ -99,7 +93,7 @@ impl VpciTransport {
             VpciError::Gone
         })?;
         let msi_x = msi_x.ok_or(VpciError::Lacks("MSI-X capability"))?;
-        Ok(Self { shared, function, registers, msi_x, state: Mutex::default() })
+        Ok(Self { shared, function, registers, msi_x, pages: Mutex::default() })
     }
 
     /// Pages of the guest for the driver's rings and buffers, as many as `config` needs. They are the transport's, and
@@ -128,13 +122,9 @@ impl VpciTransport {
             operation: "duplicating the descriptor of guest memory",
             source,
         })?;
-        self.state().pages.push(pages);
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).push(pages);
         let iova = DmaAddress(first);
         Ok(MemorySource::Given { mapping, fd, file_offset, iova, offset: 0, length })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn guest(&self) -> &UserGuest {
@@ -168,7 +158,7 @@ impl VpciTransport {
         })
     }
 
-    fn make_interrupt(&self) -> Result<(Arc<VpciInterrupt>, TranslatedMsi), VpciError> {
+    fn make_interrupt(&self) -> Result<MadeInterrupt, VpciError> {
         let interrupt = VpciInterrupt::new(self.shared.resources.vector()?)
             .map_err(VpciError::system("creating an interrupt's descriptor"))?;
         let request = InterruptRequest::single(interrupt.vector.number(), PROCESSOR);
@@ -263,9 +253,6 @@ impl Drop for VpciTransport {
         if let Err(error) = self.stop_function() {
             tracing::debug!(%error, "the host does not answer an access");
         }
-        for (_, message) in std::mem::take(&mut self.state().interrupts) {
-            self.shared.tell(|vsc| vsc.delete_interrupt(message));
-        }
     }
 }
 
@@ -325,12 +312,12 @@ impl Transport for VpciTransport {
         if count > self.msi_x.vectors {
             return Err(DriverError::NotGranted("an interrupt vector for each queue pair"));
         }
-        let mut state = self.state();
-        while state.interrupts.len() < usize::from(count) {
-            let made = self.make_interrupt();
-            state.interrupts.push(made.map_err(|error| self.error("making an interrupt", error))?);
+        let mut made = self.function.interrupts();
+        while made.len() < usize::from(count) {
+            let next = self.make_interrupt();
+            made.push(next.map_err(|error| self.error("making an interrupt", error))?);
         }
-        let wanted = state.interrupts.get(..usize::from(count)).unwrap_or_default();
+        let wanted = made.get(..usize::from(count)).unwrap_or_default();
         let written = wanted
             .iter()
             .enumerate()
