@@ -17,7 +17,8 @@
 //! 4. *Broadcast and multicast* go to every VPort that accepts them, and from a VPort also to the uplink.
 //! 5. A VPort that cannot receive yet (its driver has enabled no receive queue) does not take frames: what
 //!    its filters match goes to the default VPort.
-//! 6. *VLAN policy of each egress VPort* decides whether the frame may leave there, and with which tag.
+//! 6. A VPort that is *away* is reached by way of the uplink: see [`NicSwitch::set_away`].
+//! 7. *VLAN policy of each egress VPort* decides whether the frame may leave there, and with which tag.
 //!
 //! Nothing goes back out where it came in.
 

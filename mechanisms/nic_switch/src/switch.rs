@@ -63,8 +63,8 @@ pub enum SwitchError {
     /// The VPort exists already.
     #[error("VPort {0:?} exists already")]
     VPortExists(VPortId),
-    /// The default VPort lives as long as the switch.
-    #[error("the default VPort cannot be deleted")]
+    /// The default VPort lives as long as the switch, and is where the uplink's frames go.
+    #[error("the default VPort can be neither deleted nor away")]
     DefaultVPort,
     /// The VPort still has receive filters.
     #[error("VPort {0:?} still has receive filters: clear or move them first")]
@@ -150,6 +150,8 @@ struct VPort {
     policy: VPortPolicy,
     /// Its driver has enabled a receive queue.
     receiving: bool,
+    /// Whoever is behind it takes its frames by way of the uplink.
+    away: bool,
     /// The default VPort: takes what no filter matches, and every group address.
     is_default: bool,
     /// Own addresses, sorted, each with the number of filters that name it.
@@ -192,6 +194,7 @@ impl VPort {
 
     fn accepts_group(&self, mac: MacKey, vlan: u16) -> bool {
         self.receiving
+            && !self.away
             && self.filters_admit(vlan)
             && (mac.is_broadcast()
                 || self.is_default
@@ -293,6 +296,17 @@ impl NicSwitch {
     /// Says whether the VPort's driver has a receive queue enabled.
     pub fn set_receiving(&mut self, id: VPortId, receiving: bool) -> Result<(), SwitchError> {
         self.vport_mut(id)?.receiving = receiving;
+        Ok(())
+    }
+
+    /// Says whether whoever is behind a nondefault VPort takes its frames by way of the uplink: then frames of other
+    /// VPorts for its filters go there, and it takes no group addresses. What comes from the uplink all the same is its
+    /// own.
+    pub fn set_away(&mut self, id: VPortId, away: bool) -> Result<(), SwitchError> {
+        if id == VPortId::DEFAULT {
+            return Err(SwitchError::DefaultVPort);
+        }
+        self.vport_mut(id)?.away = away;
         Ok(())
     }
 
@@ -485,6 +499,9 @@ impl NicSwitch {
     #[inline(always)]
     fn deliver(&self, ingress: Ingress, target: VPortId, tci: Option<u16>) -> Verdict {
         match self.vport(target) {
+            Some(vport) if vport.away && ingress != Ingress::Uplink => {
+                Verdict::Unicast(Egress { vport: None, tci })
+            }
             Some(vport) if vport.receiving => match vport.egress(tci) {
                 Some(tci) => Verdict::Unicast(Egress { vport: Some(target), tci }),
                 None => Verdict::Drop(DropReason::VlanNotAllowed),

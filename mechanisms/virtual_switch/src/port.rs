@@ -53,4 +53,11 @@ pub trait Port: Send + Any {
 
     /// Whether frames can be delivered: a port that cannot takes none, and its VM's frames go elsewhere.
     fn is_receiving(&self) -> bool;
+
+    /// Whether whoever is behind the port takes frames by way of the uplink instead: a VM on its VF. Frames of other
+    /// ports for it go to the uplink then, and it takes no group addresses; what the uplink brings for it all the same,
+    /// it takes.
+    fn is_away(&self) -> bool {
+        false
+    }
 }

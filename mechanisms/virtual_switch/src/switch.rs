@@ -81,6 +81,7 @@ struct Connected {
     port: Box<dyn Port>,
     statistics: PortStatistics,
     receiving: bool,
+    away: bool,
     /// Something was delivered that is not flushed.
     dirty: bool,
 }
@@ -91,8 +92,25 @@ impl Connected {
             port,
             statistics: PortStatistics::default(),
             receiving: false,
+            away: false,
             dirty: false,
         })
+    }
+
+    /// Has the table know what has become of the port.
+    fn refresh(&mut self, id: VPortId, table: &mut NicSwitch) {
+        let receiving = self.port.is_receiving();
+        if receiving != self.receiving {
+            self.receiving = receiving;
+            // A port that is connected has its VPort.
+            let _ = table.set_receiving(id, receiving);
+        }
+        let away = self.port.is_away();
+        if away != self.away {
+            self.away = away;
+            // As above; the host's own is never away.
+            let _ = table.set_away(id, away);
+        }
     }
 
     fn deliver(&mut self, frame: &Frame<'_>, staging: &mut Staging) -> Result<(), NotDelivered> {
@@ -106,9 +124,14 @@ impl Connected {
 /// One VMSwitch's software data path.
 pub struct VirtualSwitch {
     table: NicSwitch,
-    /// By VPort number; 0 is where frames for unknown addresses arrive from the uplink.
+    /// By VPort number; 0 is where frames for unknown addresses arrive from the uplink. None behind the last one that
+    /// is connected.
     ports: Vec<Option<Box<Connected>>>,
+    /// Room for ports.
+    room: usize,
     uplink: Option<Box<Connected>>,
+    /// Of uplinks that were there before.
+    past_uplinks: PortStatistics,
     list: EgressList,
     /// For what changes at a frame's ingress; away while a frame of it is forwarded.
     arriving: Option<Staging>,
@@ -133,8 +156,10 @@ impl VirtualSwitch {
     pub fn new(ports: usize) -> Result<Self, MemoryError> {
         Ok(Self {
             table: NicSwitch::new(ports),
-            ports: std::iter::repeat_with(|| None).take(ports).collect(),
+            ports: Vec::with_capacity(ports),
+            room: ports,
             uplink: None,
+            past_uplinks: PortStatistics::default(),
             list: EgressList::with_capacity(ports),
             arriving: Some(Staging::new()?),
             leaving: Staging::new()?,
@@ -161,9 +186,14 @@ impl VirtualSwitch {
             }
             return Err(error);
         }
-        if let Some(place) = self.ports.get_mut(id.index()) {
+        let index = id.index();
+        if self.ports.len() <= index {
+            self.ports.resize_with((index + 1).min(self.room), || None);
+        }
+        if let Some(place) = self.ports.get_mut(index) {
             *place = Some(Connected::new(port));
         }
+        self.refresh(id);
         Ok(())
     }
 
@@ -210,13 +240,25 @@ impl VirtualSwitch {
             VPortId::DEFAULT => self.table.set_receiving(id, false),
             _ => self.table.delete_vport(id),
         };
+        let used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        self.ports.truncate(used);
         Some(connected.port)
     }
 
-    /// Connects the uplink, or none; gives back the one before.
+    /// Connects the uplink, or none; gives back the one before. Its statistics go on.
     pub fn set_uplink(&mut self, uplink: Option<Box<dyn Port>>) -> Option<Box<dyn Port>> {
-        let before = std::mem::replace(&mut self.uplink, uplink.map(Connected::new));
+        let connected = uplink.map(|port| {
+            Box::new(Connected { statistics: self.uplink_statistics(), ..*Connected::new(port) })
+        });
+        self.past_uplinks = self.uplink_statistics();
+        let before = std::mem::replace(&mut self.uplink, connected);
         before.map(|connected| connected.port)
+    }
+
+    /// The uplink, if it is one of this kind: to look at or to control.
+    pub fn uplink<P: Port>(&mut self) -> Option<&mut P> {
+        let port: &mut dyn Any = self.uplink.as_mut()?.port.as_mut();
+        port.downcast_mut()
     }
 
     /// A port, if it is one of this kind: to look at or to control.
@@ -231,10 +273,17 @@ impl VirtualSwitch {
         Some(self.ports.get(id.index())?.as_ref()?.statistics)
     }
 
-    /// What passed through the uplink.
+    /// What passed through the uplink, whichever it was.
     #[must_use]
-    pub fn uplink_statistics(&self) -> Option<PortStatistics> {
-        Some(self.uplink.as_ref()?.statistics)
+    pub fn uplink_statistics(&self) -> PortStatistics {
+        self.uplink.as_ref().map_or(self.past_uplinks, |connected| connected.statistics)
+    }
+
+    /// Sees what has become of a port that was changed from outside of a round: whether it receives, and where.
+    pub fn refresh(&mut self, id: VPortId) {
+        if let Some(Some(connected)) = self.ports.get_mut(id.index()) {
+            connected.refresh(id, &mut self.table);
+        }
     }
 
     /// One round over all ports and the uplink. True if there was anything to do.
@@ -246,12 +295,7 @@ impl VirtualSwitch {
             // While a port's frames are forwarded it is not in its place: nothing goes back where it came from.
             let (Some(id), Some(mut connected)) = (id, place) else { continue };
             worked |= self.poll_one(Ingress::VPort(id), &mut connected, now);
-            let receiving = connected.port.is_receiving();
-            if receiving != connected.receiving {
-                connected.receiving = receiving;
-                // A port that is connected has its VPort.
-                let _ = self.table.set_receiving(id, receiving);
-            }
+            connected.refresh(id, &mut self.table);
             if let Some(place) = self.ports.get_mut(index) {
                 *place = Some(connected);
             }

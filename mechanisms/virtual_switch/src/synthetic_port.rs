@@ -9,19 +9,32 @@ use netvsp::{
     ReceiveMetadata,
     server::{self, NetVsp, Upcall},
 };
+use netvsp_protocol::nvsp::DataPath;
 use offload::{MAX_HEADER_LEN, classify};
 
-use crate::{Frame, NotDelivered, Offloads, Port, Staging, finish::finish};
+use crate::{Frame, NotDelivered, Offloads, Port, Staging, control::MAX_CHANNELS, finish::finish};
 
-/// Channels of one adapter, at most.
-const MAX_CHANNELS: u16 = 64;
+const _: () = assert!(MAX_CHANNELS <= 64);
 
 /// The port of a VM whose adapter is served by a [`NetVsp`].
 pub struct SyntheticPort {
     nic: NetVsp,
     tell: Box<dyn FnMut(Upcall) + Send>,
+    /// Channels that are open, a bit each.
+    open: u64,
+    /// Somebody may have opened or closed some since.
+    stale: bool,
     /// Channels with frames that the guest was not told of, a bit each.
     untold: u64,
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut set: u64) -> impl Iterator<Item = u16> {
+    std::iter::from_fn(move || {
+        let index = u16::try_from(set.trailing_zeros()).ok().filter(|index| *index < 64)?;
+        set &= set - 1;
+        Some(index)
+    })
 }
 
 impl SyntheticPort {
@@ -29,20 +42,40 @@ impl SyntheticPort {
     /// switch: it hands it on, and the answer comes by [`Self::nic`].
     #[must_use]
     pub fn new(nic: NetVsp, tell: impl FnMut(Upcall) + Send + 'static) -> Self {
-        Self { nic, tell: Box::new(tell), untold: 0 }
+        Self { nic, tell: Box::new(tell), open: 0, stale: true, untold: 0 }
     }
 
-    /// The adapter's server: to open and close its channels, to carry out its upcalls.
+    /// The adapter's server: to open and close its channels, to carry out its upcalls. Between two rounds; then
+    /// [`crate::VirtualSwitch::refresh`].
     pub fn nic(&mut self) -> &mut NetVsp {
+        self.stale = true;
         &mut self.nic
     }
 
-    /// Channels that are open.
-    fn channels(&self) -> impl Iterator<Item = u16> + use<> {
-        let open: u64 = (0..MAX_CHANNELS)
-            .filter(|index| self.nic.channel(*index).is_some())
-            .fold(0, |bits, index| bits | 1 << index);
-        (0..MAX_CHANNELS).filter(move |index| open & 1 << index != 0)
+    /// The adapter's server, to look at.
+    #[must_use]
+    pub fn nic_state(&self) -> &NetVsp {
+        &self.nic
+    }
+
+    /// Channels that are open, a bit each.
+    #[must_use]
+    pub fn open_channels(&self) -> u64 {
+        if self.stale { self.find_channels() } else { self.open }
+    }
+
+    fn find_channels(&self) -> u64 {
+        let open = (0..MAX_CHANNELS).filter(|index| self.nic.channel(*index).is_some());
+        open.fold(0, |bits, index| bits | 1 << index)
+    }
+
+    /// Channels that are open, by their indexes.
+    #[inline]
+    fn channels(&mut self) -> impl Iterator<Item = u16> + use<> {
+        if std::mem::take(&mut self.stale) {
+            self.open = self.find_channels();
+        }
+        bits(self.open)
     }
 }
 
@@ -117,12 +150,9 @@ impl Port for SyntheticPort {
     }
 
     fn flush(&mut self) {
-        let mut untold = std::mem::take(&mut self.untold);
-        while untold != 0 {
-            let index = untold.trailing_zeros();
-            untold &= untold - 1;
-            // Below 64. What its ring has no room for is announced when it has.
-            if !self.nic.announce(u16::try_from(index).unwrap_or(0)) {
+        for index in bits(std::mem::take(&mut self.untold)) {
+            // What its ring has no room for is announced when it has.
+            if !self.nic.announce(index) {
                 self.untold |= 1 << index;
             }
         }
@@ -133,7 +163,8 @@ impl Port for SyntheticPort {
     }
 
     fn wait_on<'a>(&'a self, fds: &mut Vec<BorrowedFd<'a>>) {
-        fds.extend(self.channels().filter_map(|index| Some(self.nic.channel(index)?.as_fd())));
+        let open = bits(self.open_channels());
+        fds.extend(open.filter_map(|index| Some(self.nic.channel(index)?.as_fd())));
     }
 
     fn woken(&mut self) {
@@ -148,5 +179,9 @@ impl Port for SyntheticPort {
 
     fn is_receiving(&self) -> bool {
         self.nic.control().is_up()
+    }
+
+    fn is_away(&self) -> bool {
+        self.nic.control().data_path() == DataPath::Vf
     }
 }

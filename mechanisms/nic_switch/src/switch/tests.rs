@@ -124,6 +124,27 @@ fn a_vport_takes_frames_only_once_its_driver_receives() {
 }
 
 #[test]
+fn a_vport_that_is_away_is_reached_by_the_uplink_and_takes_no_groups() {
+    let mut switch = two_vms();
+    let (one, default) = (Ingress::VPort(port(1)), Ingress::VPort(VPortId::DEFAULT));
+    switch.set_away(port(2), true).unwrap();
+    for ingress in [one, default] {
+        let to = forward(&switch, ingress, VM1, VM2, None);
+        assert_eq!(to, Ok(vec![(None, None)]), "{ingress:?}");
+    }
+    assert_eq!(
+        forward(&switch, one, VM1, BROADCAST, None),
+        Ok(vec![(Some(0), None), (None, None)])
+    );
+    let from_uplink = |to| forward(&switch, Ingress::Uplink, OUTSIDE, to, None);
+    assert_eq!(from_uplink(VM2), Ok(vec![(Some(2), None)]), "the uplink knows that it is here");
+    assert_eq!(from_uplink(BROADCAST), Ok(vec![(Some(0), None), (Some(1), None)]));
+    switch.set_away(port(2), false).unwrap();
+    assert_eq!(forward(&switch, one, VM1, VM2, None), Ok(vec![(Some(2), None)]));
+    assert_eq!(switch.set_away(VPortId::DEFAULT, true), Err(SwitchError::DefaultVPort));
+}
+
+#[test]
 fn access_vlans_are_separate_networks() {
     let mut switch = two_vms();
     let access = |vlan| VPortPolicy { vlan: VlanPolicy::Access(vlan), ..VPortPolicy::default() };
