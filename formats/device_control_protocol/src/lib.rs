@@ -46,8 +46,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub const HEADER_LENGTH: usize = size_of::<MessageHeader>();
 
 /// Most bytes of a request's input. The longest published inputs are a few kilobytes (a VPort with its names is 748
-/// bytes); the rest is room for private controls.
-pub const MAX_INPUT_LENGTH: u32 = 64 * 1024;
+/// bytes); the rest is room for private controls: the pages of a guest's buffer of 31 MiB, scattered, are some 140 KiB.
+pub const MAX_INPUT_LENGTH: u32 = 256 * 1024;
 
 /// Most bytes of a completion's output. The longest published output that a device of ours can produce is the
 /// enumeration of 65,536 receive filters: 28 + 65,536 × 16 bytes, just above 1 MiB.
