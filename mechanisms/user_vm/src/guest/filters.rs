@@ -1,113 +1,147 @@
-//! What the guest's kernel wants to receive, told to the VF.
+//! What the guest's kernel wants to receive, told to the VF and to the synthetic adapter.
 //!
 //! A NIC's driver is called when an interface joins a multicast group, gets a VLAN or another address. A TAP
 //! device or a veth pair tells nobody, so the guest's own lists are read now and then.
 
 use std::{collections::BTreeSet, fs};
 
-use avf_driver::{AvfControl, DriverError, MacAddress};
-use linux_network::{LinkChange, RouteSocket};
+use avf_driver::{AvfControl, DriverError, MacAddress, Promiscuity};
+use linux_network::{LinkChange, NetworkError, RouteSocket};
+use netvsp_protocol::oid::PacketFilter;
 
 /// What a VF takes at most, so that a guest cannot fill the PF's tables.
 const MOST: usize = 1024;
 
-/// Filters of one interface, as the VF has them.
+/// What an interface wants to receive, beside broadcasts.
+#[derive(Clone, Eq, PartialEq, Default, Debug)]
+pub(crate) struct Wanted {
+    mac: Option<[u8; 6]>,
+    multicast: BTreeSet<[u8; 6]>,
+    vlans: BTreeSet<u16>,
+    promiscuous: bool,
+    all_multicast: bool,
+}
+
+impl Wanted {
+    /// The same as a synthetic adapter is told, as Linux does it: groups are not told apart.
+    pub(super) fn packet_filter(&self) -> PacketFilter {
+        if self.promiscuous {
+            return PacketFilter::PROMISCUOUS;
+        }
+        let mut filter = PacketFilter::DIRECTED | PacketFilter::BROADCAST;
+        if self.all_multicast || !self.multicast.is_empty() {
+            filter |= PacketFilter::ALL_MULTICAST;
+        }
+        filter
+    }
+
+    /// The address that the guest gave its interface.
+    pub(super) fn mac(&self) -> Option<[u8; 6]> {
+        self.mac
+    }
+}
+
+/// An interface's own lists.
 #[derive(Debug)]
-pub(super) struct Filters {
+pub(super) struct KernelFilters {
     interface: String,
     index: u32,
     route: RouteSocket,
-    multicast: BTreeSet<[u8; 6]>,
-    vlans: BTreeSet<u16>,
-    /// What the PF refused; not asked again until it changes.
-    refused: Option<(BTreeSet<[u8; 6]>, BTreeSet<u16>)>,
 }
 
-impl Filters {
+impl KernelFilters {
     pub(super) fn new(interface: &str, index: u32, route: RouteSocket) -> Self {
-        Self {
-            interface: interface.to_owned(),
-            index,
-            route,
-            multicast: BTreeSet::new(),
-            vlans: BTreeSet::new(),
-            refused: None,
+        Self { interface: interface.to_owned(), index, route }
+    }
+
+    /// What the interface wants now.
+    pub(super) fn read(&mut self) -> Wanted {
+        let link = self.route.link_at(self.index).ok().flatten();
+        Wanted {
+            mac: link.as_ref().map(|link| link.mac.0),
+            multicast: read("/proc/thread-self/net/dev_mcast", |line| {
+                multicast_group(line, &self.interface)
+            }),
+            // Absent where the guest's kernel knows no VLANs.
+            vlans: read("/proc/thread-self/net/vlan/config", |line| vlan(line, &self.interface)),
+            promiscuous: link.as_ref().is_some_and(|link| link.promiscuous),
+            all_multicast: link.as_ref().is_some_and(|link| link.all_multicast),
         }
     }
 
-    /// Starts over, for a VF that has no filters yet.
-    pub(super) fn forget(&mut self) {
-        self.multicast.clear();
-        self.vlans.clear();
-        self.refused = None;
-    }
-
-    /// Gives `eth0` the address of the VF.
-    pub(super) fn adopt_address(
-        &mut self,
-        mac: [u8; 6],
-    ) -> Result<(), linux_network::NetworkError> {
+    /// Gives the interface an address.
+    pub(super) fn set_address(&mut self, mac: [u8; 6]) -> Result<(), NetworkError> {
         let change = LinkChange { mac: Some(linux_network::MacAddress(mac)), ..Default::default() };
         self.route.change_link(self.index, &change)
     }
 
-    /// Tells the VF what has changed since the last call.
-    pub(super) fn update(&mut self, control: &mut AvfControl) {
-        self.update_address(control);
-        let groups =
-            read("/proc/thread-self/net/dev_mcast", |line| multicast_group(line, &self.interface));
+    /// Makes the interface's MTU no more than `most`; true if it was.
+    pub(super) fn limit_mtu(&mut self, most: u32) -> Result<bool, NetworkError> {
+        match self.route.link_at(self.index)? {
+            Some(link) if link.mtu > most => {
+                let change = LinkChange { mtu: Some(most), ..Default::default() };
+                self.route.change_link(self.index, &change).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+/// Filters of one interface, as a VF has them.
+#[derive(Default, Debug)]
+pub(super) struct VfFilters {
+    multicast: BTreeSet<[u8; 6]>,
+    vlans: BTreeSet<u16>,
+    promiscuity: Promiscuity,
+    /// What the PF refused; not asked again until it changes.
+    refused: Option<Wanted>,
+}
+
+impl VfFilters {
+    /// Tells the VF what has changed since the last call. Its address is not among that.
+    pub(super) fn update(&mut self, control: &mut AvfControl, wanted: &Wanted) {
         let vlans = if control.capabilities().vlan_filtering {
-            // Absent where the guest's kernel knows no VLANs.
-            read("/proc/thread-self/net/vlan/config", |line| vlan(line, &self.interface))
+            wanted.vlans.clone()
         } else {
             BTreeSet::new()
         };
-        if (&groups, &vlans) == (&self.multicast, &self.vlans)
-            || self.refused.as_ref().is_some_and(|(g, v)| (g, v) == (&groups, &vlans))
-        {
+        let wanted = Wanted { mac: None, vlans, ..wanted.clone() };
+        if self.refused.as_ref() == Some(&wanted) {
             return;
         }
-        if let Err(error) = self.set(control, &groups, &vlans) {
-            tracing::warn!(%error, "the VF refuses filters that {} asks for", self.interface);
-            self.refused = Some((groups, vlans));
+        self.refused = None;
+        if let Err(error) = self.set(control, &wanted) {
+            tracing::warn!(%error, "the VF refuses filters that the guest asks for");
+            self.refused = Some(wanted);
         }
     }
 
-    fn set(
-        &mut self,
-        control: &mut AvfControl,
-        groups: &BTreeSet<[u8; 6]>,
-        vlans: &BTreeSet<u16>,
-    ) -> Result<(), DriverError> {
+    fn set(&mut self, control: &mut AvfControl, wanted: &Wanted) -> Result<(), DriverError> {
         let list =
             |set: Vec<&[u8; 6]>| set.into_iter().map(|mac| MacAddress(*mac)).collect::<Vec<_>>();
         let difference = |from: &BTreeSet<u16>, to: &BTreeSet<u16>| {
             from.difference(to).copied().collect::<Vec<_>>()
         };
-        control.add_multicast(&list(groups.difference(&self.multicast).collect()))?;
-        control.remove_multicast(&list(self.multicast.difference(groups).collect()))?;
-        self.multicast.clone_from(groups);
-        control.add_vlans(&difference(vlans, &self.vlans))?;
-        control.remove_vlans(&difference(&self.vlans, vlans))?;
-        self.vlans.clone_from(vlans);
-        Ok(())
-    }
-
-    /// An address that the guest gave its interface becomes the VF's, or is taken back.
-    fn update_address(&mut self, control: &mut AvfControl) {
-        let Ok(Some(link)) = self.route.link_at(self.index) else {
-            return;
+        if wanted.multicast != self.multicast {
+            control.add_multicast(&list(wanted.multicast.difference(&self.multicast).collect()))?;
+            control
+                .remove_multicast(&list(self.multicast.difference(&wanted.multicast).collect()))?;
+            self.multicast.clone_from(&wanted.multicast);
+        }
+        if wanted.vlans != self.vlans {
+            control.add_vlans(&difference(&wanted.vlans, &self.vlans))?;
+            control.remove_vlans(&difference(&self.vlans, &wanted.vlans))?;
+            self.vlans.clone_from(&wanted.vlans);
+        }
+        let promiscuity = Promiscuity {
+            unicast: wanted.promiscuous,
+            multicast: wanted.promiscuous || wanted.all_multicast,
         };
-        let own = control.mac();
-        if link.mac.0 == own.0 {
-            return;
+        if promiscuity != self.promiscuity {
+            control.set_promiscuity(promiscuity)?;
+            self.promiscuity = promiscuity;
         }
-        if let Err(error) = control.set_mac(MacAddress(link.mac.0)) {
-            tracing::warn!(%error, "the VF refuses the address {} of {}", link.mac, self.interface);
-            if let Err(error) = self.adopt_address(own.0) {
-                tracing::warn!(%error, "{} keeps an address that is not its VF's", self.interface);
-            }
-        }
+        Ok(())
     }
 }
 
@@ -139,6 +173,17 @@ fn vlan(line: &str, interface: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_synthetic_adapter_is_told_what_linux_would_tell_it() {
+        let mut wanted = Wanted::default();
+        let least = PacketFilter::DIRECTED | PacketFilter::BROADCAST;
+        assert_eq!(wanted.packet_filter(), least);
+        wanted.multicast.insert([1, 0, 0x5E, 0, 0, 1]);
+        assert_eq!(wanted.packet_filter(), least | PacketFilter::ALL_MULTICAST);
+        wanted.promiscuous = true;
+        assert_eq!(wanted.packet_filter(), PacketFilter::PROMISCUOUS);
+    }
 
     #[test]
     fn groups_of_the_interface_are_read() {

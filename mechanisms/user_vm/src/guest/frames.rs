@@ -32,6 +32,11 @@ impl Frames {
         self.places.len()
     }
 
+    /// Bytes of all frames.
+    pub(super) fn bytes(&self) -> u64 {
+        self.places.iter().map(|(length, _)| *length as u64).sum()
+    }
+
     /// The memory of the next frame.
     pub(super) fn next(&mut self) -> Option<&mut [u8]> {
         let start = self.places.len() * self.max_frame;

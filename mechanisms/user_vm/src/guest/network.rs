@@ -1,4 +1,4 @@
-//! The guest's network: `lo` and `eth0` with what the VM was told to give them.
+//! The guest's network: `lo`, and interfaces with what the VM was told to give them.
 
 use std::{
     net::IpAddr,
@@ -10,8 +10,8 @@ use linux_network::{LinkChange, MacAddress, NetworkError, RouteSocket};
 use super::{interface::GuestInterface, tap::TapInterface, veth::VethInterface};
 use crate::{GuestInterfaceKind, InterfaceAddress, InterfaceCounters};
 
-/// Name of the guest's interface.
-const INTERFACE: &str = "eth0";
+/// Packets that an interface's queue holds while its data path moves.
+const QUEUE: u32 = 4096;
 /// How often an interface is looked at that is about to run.
 const RUNNING_POLL: Duration = Duration::from_millis(2);
 
@@ -19,48 +19,61 @@ const RUNNING_POLL: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct Network {
     route: RouteSocket,
+    name: String,
     index: u32,
 }
 
-/// What `eth0` is to be like.
+/// What an interface is to be like.
 #[derive(Debug)]
 pub(crate) struct InterfaceConfig<'a> {
+    /// `eth0`, or another.
+    pub(crate) name: &'a str,
     pub(crate) kind: GuestInterfaceKind,
-    pub(crate) mac: [u8; 6],
+    /// The kernel chooses one for now, if there is none.
+    pub(crate) mac: Option<[u8; 6]>,
     pub(crate) mtu: u32,
+    /// Bytes of the largest packet that a path cuts into frames, if that is less than the kernel's limit.
+    pub(crate) largest_segmented: Option<u32>,
     pub(crate) addresses: &'a [InterfaceAddress],
     pub(crate) gateway: Option<IpAddr>,
 }
 
-/// Sets up `lo` and creates `eth0` in this thread's network namespace, up but without a carrier.
+/// Sets up `lo` in this thread's network namespace.
+pub(crate) fn set_up_loopback() -> Result<(), NetworkError> {
+    let mut route = RouteSocket::open()?;
+    if let Some(lo) = route.link("lo")? {
+        route.change_link(lo.index, &LinkChange { up: Some(true), ..Default::default() })?;
+    }
+    Ok(())
+}
+
+/// Creates an interface in this thread's network namespace, up but without a carrier.
 pub(crate) fn create_interface(
     config: &InterfaceConfig<'_>,
 ) -> Result<(Network, Box<dyn GuestInterface>), NetworkError> {
     let mut route = RouteSocket::open()?;
+    let name = config.name;
     let up = LinkChange { up: Some(true), ..Default::default() };
-    if let Some(lo) = route.link("lo")? {
-        route.change_link(lo.index, &up)?;
-    }
-    let tap =
-        || TapInterface::create(INTERFACE).map(|tap| Box::new(tap) as Box<dyn GuestInterface>);
+    let tap = || TapInterface::create(name).map(|tap| Box::new(tap) as Box<dyn GuestInterface>);
     let mut interface = match config.kind {
         GuestInterfaceKind::Tap => tap()?,
-        GuestInterfaceKind::Veth => Box::new(VethInterface::create(&mut route, INTERFACE)?),
+        GuestInterfaceKind::Veth => Box::new(VethInterface::create(&mut route, name)?),
         GuestInterfaceKind::Auto => match tap() {
             Ok(tap) => tap,
             Err(NetworkError::TunDevice(error)) => {
-                tracing::info!(%error, "eth0 is a veth pair, since /dev/net/tun cannot be opened");
-                Box::new(VethInterface::create(&mut route, INTERFACE)?)
+                tracing::info!(%error, "{name} is a veth pair, since /dev/net/tun cannot be opened");
+                Box::new(VethInterface::create(&mut route, name)?)
             }
             Err(error) => return Err(error),
         },
     };
     interface.set_carrier(false)?;
-    let link =
-        route.link(INTERFACE)?.ok_or_else(|| NetworkError::NoInterface(INTERFACE.to_owned()))?;
+    let link = route.link(name)?.ok_or_else(|| NetworkError::NoInterface(name.to_owned()))?;
     let shape = LinkChange {
-        mac: Some(MacAddress(config.mac)),
+        mac: config.mac.map(MacAddress),
         mtu: Some(config.mtu),
+        queue_length: Some(QUEUE),
+        largest_segmented: config.largest_segmented,
         ..Default::default()
     };
     route.change_link(link.index, &shape)?;
@@ -71,13 +84,13 @@ pub(crate) fn create_interface(
     if let Some(gateway) = config.gateway {
         route.set_default_route(link.index, gateway)?;
     }
-    Ok((Network { route, index: link.index }, interface))
+    Ok((Network { route, name: name.to_owned(), index: link.index }, interface))
 }
 
 impl Network {
     /// Name of the interface.
-    pub(crate) fn interface(&self) -> &'static str {
-        INTERFACE
+    pub(crate) fn interface(&self) -> &str {
+        &self.name
     }
 
     /// Index of the interface.

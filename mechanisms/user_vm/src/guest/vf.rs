@@ -12,12 +12,13 @@ use avf_driver::{
     AvfControl, AvfDriver, DriverConfig, DriverError, DriverMemory, MemorySource, QueuePair,
     RxQueue, RxSegment, TxSegment,
 };
-use offload::{L3Protocol, L4Protocol};
 use shared_memory::{DmaAddress, PAGE_SIZE, PageSize, SharedMapping, SharedSlice};
 
 use super::{
+    filters::{VfFilters, Wanted},
     frames::{BURST, Frames},
-    translate::{self, WirePacket},
+    translate::{self, Limits, WirePacket},
+    vpci::VpciTransport,
 };
 use crate::{Drops, VfState};
 
@@ -96,27 +97,89 @@ pub(super) struct Totals {
     pub(super) transmitted_bytes: u64,
 }
 
+impl Totals {
+    /// What was counted since `before`.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        let grown = |now: u64, before: u64| now.saturating_sub(before);
+        Self {
+            received_frames: grown(self.received_frames, before.received_frames),
+            received_bytes: grown(self.received_bytes, before.received_bytes),
+            receive_errors: grown(self.receive_errors, before.receive_errors),
+            transmitted_packets: grown(self.transmitted_packets, before.transmitted_packets),
+            transmitted_bytes: grown(self.transmitted_bytes, before.transmitted_bytes),
+        }
+    }
+}
+
+/// What came in one burst.
+#[derive(Copy, Clone, Default, Debug)]
+pub(super) struct Received {
+    /// Frames, those included that were not wanted.
+    pub(super) frames: usize,
+    /// Frames to groups, which were not wanted.
+    pub(super) groups: u64,
+}
+
 /// An open VF.
 #[derive(Debug)]
 pub(crate) struct VfPath {
     control: AvfControl,
+    filters: VfFilters,
     /// Empty only while the pairs are being rebuilt, or could not be.
     pairs: Vec<QueuePair>,
     memory: Arc<DriverMemory>,
-    /// By queue pair: what the ring had no room for yet.
+    /// By queue pair: what is handed to the ring at the end of a burst, for which it has room.
     waiting: Vec<ArrayVec<TxSegment, SEGMENTS>>,
+    /// By queue pair: descriptors of the transmit ring when all are free.
+    capacity: Vec<usize>,
+    limits: Limits,
     received: ArrayVec<RxSegment, BURST>,
     /// The queue pair that was received from last.
     turn: usize,
 }
 
 impl VfPath {
-    /// Opens the VF.
+    /// Opens the VF on a socket.
     pub(crate) fn open(config: &VfConfig) -> Result<Self, DriverError> {
         let (control, pairs) = AvfDriver::open(config.driver()?)?;
+        Ok(Self::new(control, pairs))
+    }
+
+    /// Opens the VF behind a virtual PCI bus, with rings as large as the guest's free memory allows.
+    pub(crate) fn open_on(transport: VpciTransport, queue_pairs: u16) -> Result<Self, DriverError> {
+        let mut config = DriverConfig::without_socket();
+        config.queue_pairs = queue_pairs;
+        config.tx_ring = TRANSMIT_RING;
+        config.interrupts = true;
+        let mut memory = Err(DriverError::Configuration("no receive ring".to_owned()));
+        for ring in RECEIVE_RINGS {
+            config.rx_ring = ring;
+            memory = transport.memory(&config);
+            if memory.is_ok() {
+                break;
+            }
+        }
+        config.memory = memory?;
+        let (control, pairs) = AvfDriver::open_on(Arc::new(transport), config)?;
+        Ok(Self::new(control, pairs))
+    }
+
+    fn new(control: AvfControl, mut pairs: Vec<QueuePair>) -> Self {
         let waiting = pairs.iter().map(|_| ArrayVec::new()).collect();
+        let capacity = pairs.iter_mut().map(|pair| pair.tx.room()).collect();
         let memory = Arc::clone(control.memory());
-        Ok(Self { control, pairs, memory, waiting, received: ArrayVec::new(), turn: 0 })
+        let limits = Limits::of_vf(control.capabilities().max_frame.into());
+        Self {
+            control,
+            filters: VfFilters::default(),
+            pairs,
+            memory,
+            waiting,
+            capacity,
+            limits,
+            received: ArrayVec::new(),
+            turn: 0,
+        }
     }
 
     /// Opens the VF, which may take until `limit` to appear on its socket.
@@ -137,6 +200,16 @@ impl VfPath {
     /// The driver's control part.
     pub(super) fn control(&mut self) -> &mut AvfControl {
         &mut self.control
+    }
+
+    /// What packets it takes.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Tells the VF what its interface wants to receive now.
+    pub(crate) fn update_filters(&mut self, wanted: &Wanted) {
+        self.filters.update(&mut self.control, wanted);
     }
 
     /// The VF's MAC address.
@@ -186,33 +259,50 @@ impl VfPath {
         self.pairs.iter().any(|pair| pair.rx.is_stopped()) || self.pairs.is_empty()
     }
 
-    /// Receives the next burst from one of the queue pairs, each in its turn.
-    pub(super) fn receive(&mut self, frames: &mut Frames, drops: &mut Drops) {
+    /// Receives the next burst from one of the queue pairs, each in its turn. Frames to groups only if they are wanted.
+    pub(super) fn receive(
+        &mut self,
+        frames: &mut Frames,
+        groups: bool,
+        drops: &mut Drops,
+    ) -> Received {
         frames.clear();
         for _ in 0..self.pairs.len() {
             self.turn = (self.turn + 1) % self.pairs.len();
             if let Some(pair) = self.pairs.get_mut(self.turn)
                 && pair.rx.receive(&mut self.received) > 0
             {
-                take_frames(&self.memory, &mut pair.rx, &mut self.received, frames, drops);
-                return;
+                let rx = &mut pair.rx;
+                return take_frames(&self.memory, rx, &mut self.received, frames, groups, drops);
             }
         }
+        Received::default()
     }
 
-    /// Hands a packet to the driver; false if there is no room for it now.
+    /// Hands a packet to the driver; false if there is no room for it now. What was taken goes out with
+    /// [`flush`](Self::flush), but for a reset.
     pub(super) fn send(&mut self, packet: &WirePacket<'_>) -> bool {
-        let index = queue_of(packet, self.pairs.len());
+        let index = match self.pairs.len() {
+            0 => return false,
+            1 => 0,
+            pairs => packet.flow() as usize % pairs,
+        };
         let (Some(pair), Some(waiting)) = (self.pairs.get_mut(index), self.waiting.get_mut(index))
         else {
             return false;
         };
+        let offload = packet.avf_offload();
         let parts = packet.len().div_ceil(self.memory.buffer_size());
+        // One more each, for segmentation.
+        let descriptors = parts + 1;
         if waiting.remaining_capacity() < parts {
             pair.tx.transmit(waiting);
-            if waiting.remaining_capacity() < parts {
-                return false;
-            }
+        }
+        let waiting_descriptors = waiting.len() + waiting.iter().filter(|w| w.end).count();
+        if waiting.remaining_capacity() < parts
+            || pair.tx.room() < waiting_descriptors + descriptors
+        {
+            return false;
         }
         let first = waiting.len();
         let mut bytes = Bytes { head: &packet.head, body: &packet.body };
@@ -229,19 +319,27 @@ impl VfPath {
             waiting.push(segment);
         }
         if let Some(segment) = waiting.get_mut(first) {
-            segment.offload = packet.offload;
+            segment.offload = offload;
         }
         true
     }
 
-    /// Sends what was handed over; true if all of it could be.
-    pub(super) fn flush(&mut self) -> bool {
-        let mut all = true;
+    /// Sends what was handed over.
+    pub(super) fn flush(&mut self) {
         for (pair, waiting) in self.pairs.iter_mut().zip(&mut self.waiting) {
             pair.tx.transmit(waiting);
-            all &= waiting.is_empty();
         }
-        all
+    }
+
+    /// Descriptors that were handed to the VF and that it has not reported back.
+    pub(super) fn in_flight(&mut self) -> u64 {
+        let mut count = 0;
+        for ((pair, waiting), capacity) in
+            self.pairs.iter_mut().zip(&self.waiting).zip(&self.capacity)
+        {
+            count += capacity.saturating_sub(pair.tx.room()) + waiting.len();
+        }
+        count as u64
     }
 
     /// Arms the interrupts of all receive queues; true if there are frames already.
@@ -266,8 +364,8 @@ impl VfPath {
         }
     }
 
-    /// Brings the VF up again after a reset. What waited to be sent still waits.
-    pub(super) fn rebuild(&mut self) -> Result<(), DriverError> {
+    /// Brings the VF up again after a reset. What was in its rings is lost.
+    pub(crate) fn rebuild(&mut self) -> Result<(), DriverError> {
         let pairs = std::mem::take(&mut self.pairs);
         match self.control.rebuild(pairs) {
             Ok(pairs) => {
@@ -282,7 +380,7 @@ impl VfPath {
     }
 
     /// Gives the VF back in good order.
-    pub(super) fn close(self) -> Result<(), DriverError> {
+    pub(crate) fn close(self) -> Result<(), DriverError> {
         self.control.close(self.pairs)
     }
 }
@@ -293,8 +391,10 @@ fn take_frames(
     queue: &mut RxQueue,
     received: &mut ArrayVec<RxSegment, BURST>,
     frames: &mut Frames,
+    groups: bool,
     drops: &mut Drops,
-) {
+) -> Received {
+    let mut taken = Received::default();
     // Bytes of the frame so far; `None` once it is longer than any frame may be.
     let mut length = Some(0);
     for segment in received.drain(..) {
@@ -305,7 +405,12 @@ fn take_frames(
             Some(start + part)
         });
         if segment.end() {
+            taken.frames += 1;
+            let to_group = |frames: &mut Frames| {
+                frames.next().and_then(|place| place.first()).is_some_and(|first| first & 1 != 0)
+            };
             match length {
+                Some(_) if !groups && to_group(frames) => taken.groups += 1,
                 Some(length) => frames.commit(length, translate::from_vf(segment.checksum())),
                 None => drops.too_long += 1,
             }
@@ -313,31 +418,7 @@ fn take_frames(
         }
         queue.free(segment.buffer);
     }
-}
-
-/// The queue pair that a packet goes through: the same for all packets of one connection.
-fn queue_of(packet: &WirePacket<'_>, pairs: usize) -> usize {
-    if pairs < 2 {
-        return 0;
-    }
-    // Addresses and ports of IPv4 and IPv6, somewhere in these bytes; what differs between packets of a
-    // connection (lengths, sequence numbers, checksums) must not count.
-    let info = offload::classify(&packet.head, packet.len());
-    let addresses = match info.l3 {
-        Some(L3Protocol::Ipv4) => info.l3_offset() + 12..info.l3_offset() + 20,
-        Some(L3Protocol::Ipv6) => info.l3_offset() + 8..info.l3_offset() + 40,
-        None => 0..12,
-    };
-    let ports = match info.l4 {
-        Some(L4Protocol::Tcp | L4Protocol::Udp) => info.l4_offset()..info.l4_offset() + 4,
-        _ => 0..0,
-    };
-    let bytes = [addresses, ports].map(|range| packet.head.get(range).unwrap_or_default());
-    let hash = bytes.into_iter().flatten().fold(0u32, |hash, byte| {
-        // FNV-1a.
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
-    hash as usize % pairs
+    taken
 }
 
 /// The bytes of a packet that are still to be copied.

@@ -4,7 +4,6 @@ use std::{
     io::{self, Read},
     os::{fd::OwnedFd, unix::net::UnixStream},
     process::ExitCode,
-    time::Duration,
 };
 
 use linux_network::NetworkError;
@@ -17,25 +16,13 @@ use rustix::{
 
 use super::{drain::drain, init, programs::Programs};
 use crate::{
-    GuestNetwork, OnVfLoss, StartFailure, StartFailureKind, UserVmConfig, VmStatistics,
+    GuestNetwork, OnVfLoss, StartFailure, StartFailureKind, UserVmConfig,
     channel::{Channel, Received, Reply, Request},
-    guest::{
-        Carrier, CarrierConfig, InterfaceConfig, Network, Notice, VfConfig, VfPath,
-        create_interface,
-    },
+    guest::{Guest, GuestEvent},
 };
 
 /// Connections at a time, so that nobody uses up the VM's descriptors.
 const MAX_CONNECTIONS: usize = 64;
-/// MTU of `eth0` unless told otherwise.
-const USUAL_MTU: u32 = 1500;
-/// Bytes of an Ethernet header with one VLAN tag, which a frame has beside its payload.
-const FRAME_OVERHEAD: usize = 18;
-/// The least MTU that IPv4 and Linux allow.
-const LEAST_MTU: usize = 68;
-
-/// How long the kernel may take to start `eth0`'s queue before the VM counts as ready all the same.
-const LINK_TIME: Duration = Duration::from_secs(2);
 
 pub(super) fn run(channel: Channel) -> ExitCode {
     let start = match channel.receive(None) {
@@ -59,8 +46,7 @@ struct Vm {
     /// The first is that of whoever started the VM; the VM ends with it.
     connections: Vec<Connection>,
     listener: Option<OwnedFd>,
-    carrier: Carrier,
-    network: Network,
+    guest: Guest,
     programs: Programs,
     on_vf_loss: OnVfLoss,
     /// Readable after SIGCHLD.
@@ -73,6 +59,24 @@ struct Connection {
     /// The program that it started and waits for.
     program: Option<Pid>,
     owner: bool,
+    /// The change of data paths that it waits for.
+    change: Option<Change>,
+}
+
+/// A change of data paths that was asked for.
+#[derive(Copy, Clone, Debug)]
+struct Change {
+    ticket: u64,
+    /// Adapters that have not answered.
+    left: usize,
+    /// Whether all others did as they were told.
+    done: bool,
+}
+
+impl Connection {
+    fn new(channel: Channel, owner: bool) -> Self {
+        Self { channel, program: None, owner, change: None }
+    }
 }
 
 /// What becomes of a connection after a message.
@@ -98,7 +102,7 @@ impl Vm {
     /// Does all that can fail; what it returns makes the VM.
     fn build(
         config: &UserVmConfig,
-        mut fds: Vec<OwnedFd>,
+        fds: Vec<OwnedFd>,
     ) -> Result<impl FnOnce(Channel) -> Self + use<>, StartFailure> {
         let setup = |error: NetworkError| StartFailure::new(StartFailureKind::Setup, &error);
         let plain = |error: io::Error| StartFailure::new(StartFailureKind::Setup, &error);
@@ -108,50 +112,15 @@ impl Vm {
         signal_hook::low_level::pipe::register(signal_hook::consts::SIGCHLD, signalled)
             .map_err(plain)?;
 
-        let vf = |error| StartFailure::new(StartFailureKind::Vf, &error);
-        let GuestNetwork::Vf { socket } = &config.path else {
-            return Err(StartFailure {
-                kind: StartFailureKind::Vmbus,
-                message: "the VM has no guest end of a partition".to_owned(),
-            });
-        };
-        let vf_config =
-            VfConfig::new(&config.name, socket, config.queue_pairs, config.memory).map_err(vf)?;
-        let path = VfPath::open_within(&vf_config, config.start_timeout).map_err(vf)?;
-        let most = u32::try_from(path.max_frame().saturating_sub(FRAME_OVERHEAD).max(LEAST_MTU));
-        let most = most.unwrap_or(u32::MAX);
-        let mtu = config.mtu.unwrap_or(USUAL_MTU).min(most);
-        if let Some(asked) = config.mtu.filter(|asked| *asked > most) {
-            tracing::warn!(asked, most, "eth0 has the largest MTU that the VF's frames allow");
-        }
-        let interface_config = InterfaceConfig {
-            kind: config.interface,
-            mac: path.mac(),
-            mtu,
-            addresses: &config.addresses,
-            gateway: config.gateway,
-        };
-        let interface = |error| StartFailure::new(StartFailureKind::Interface, &error);
-        let (mut network, far_side) = create_interface(&interface_config).map_err(interface)?;
-        let carrier = Carrier::start(CarrierConfig {
-            vf: path,
-            config: vf_config,
-            reconnect: config.on_vf_loss == OnVfLoss::Wait,
-            interface: far_side,
-            name: network.interface().to_owned(),
-            index: network.index(),
-        })
-        .map_err(interface)?;
-        if carrier.counters().2.link_up {
-            network.wait_until_running(LINK_TIME);
-        }
-        let listener = fds.pop();
+        let mut fds = fds.into_iter();
+        let partition = if config.path == GuestNetwork::Vmbus { fds.next() } else { None };
+        let listener = fds.next();
+        let guest = Guest::start(config, partition)?;
         let on_vf_loss = config.on_vf_loss;
         Ok(move |channel| Self {
-            connections: vec![Connection { channel, program: None, owner: true }],
+            connections: vec![Connection::new(channel, true)],
             listener,
-            carrier,
-            network,
+            guest,
             programs: Programs::default(),
             on_vf_loss,
             children,
@@ -162,7 +131,7 @@ impl Vm {
         self.tell_owner(&Reply::Ready);
         while self.turn() {}
         // The kernel kills all that is left in the VM when this process ends.
-        self.carrier.stop();
+        self.guest.stop();
         ExitCode::SUCCESS
     }
 
@@ -172,8 +141,8 @@ impl Vm {
             return false;
         }
         self.reap();
-        while let Some(notice) = self.carrier.take_notice() {
-            if !self.handle_notice(notice) {
+        while let Some(event) = self.guest.next_event() {
+            if !self.handle_event(event) {
                 return false;
             }
         }
@@ -193,9 +162,9 @@ impl Vm {
     }
 
     fn sleep(&self) -> bool {
-        let notice = self.carrier.notice_fd();
+        let event = self.guest.event_fd();
         let mut set =
-            vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&notice, PollFlags::IN)];
+            vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&event, PollFlags::IN)];
         let connections = self.connections.iter();
         set.extend(connections.map(|other| PollFd::new(&other.channel, PollFlags::IN)));
         if let Some(listener) = &self.listener
@@ -218,23 +187,46 @@ impl Vm {
         }
     }
 
-    fn handle_notice(&mut self, notice: Notice) -> bool {
-        match (notice, self.on_vf_loss) {
-            (Notice::Lost(reason), OnVfLoss::Exit) => {
+    fn handle_event(&mut self, event: GuestEvent) -> bool {
+        match (event, self.on_vf_loss) {
+            (GuestEvent::VfLost(reason), OnVfLoss::Exit) => {
                 self.tell_owner(&Reply::VfLost(reason));
                 false
             }
-            (Notice::Lost(reason), OnVfLoss::Wait) => {
+            (GuestEvent::VfLost(reason), OnVfLoss::Wait) => {
                 tracing::warn!(reason, "the VF is gone; waiting for another");
                 true
             }
-            (Notice::Found, _) => {
+            (GuestEvent::VfFound, _) => {
                 tracing::warn!("a VF is there again");
                 true
             }
-            (Notice::Failed(reason), _) => {
+            (GuestEvent::Failed(reason), _) => {
                 self.tell_owner(&Reply::Broken(reason));
                 false
+            }
+            (GuestEvent::VfSet { ticket, done }, _) => {
+                self.vf_is_set(ticket, done);
+                true
+            }
+        }
+    }
+
+    /// An adapter has changed its data path as it was asked to, or cannot.
+    fn vf_is_set(&mut self, ticket: u64, done: bool) {
+        let waits = |connection: &&mut Connection| {
+            connection.change.is_some_and(|change| change.ticket == ticket)
+        };
+        // Whoever asked may be gone.
+        let Some(connection) = self.connections.iter_mut().find(waits) else {
+            return;
+        };
+        if let Some(change) = &mut connection.change {
+            change.done &= done;
+            change.left = change.left.saturating_sub(1);
+            if change.left == 0 {
+                let _ = connection.channel.try_send(&Reply::VfSet(change.done));
+                connection.change = None;
             }
         }
     }
@@ -252,11 +244,7 @@ impl Vm {
         };
         while self.connections.len() < MAX_CONNECTIONS {
             match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
-                Ok(fd) => self.connections.push(Connection {
-                    channel: Channel::from_fd(fd),
-                    program: None,
-                    owner: false,
-                }),
+                Ok(fd) => self.connections.push(Connection::new(Channel::from_fd(fd), false)),
                 Err(_) => return,
             }
         }
@@ -279,11 +267,7 @@ impl Vm {
             Request::Adopt if connection.owner => {
                 let room = MAX_CONNECTIONS.saturating_sub(self.connections.len());
                 let adopted = fds.into_iter().take(room).map(Channel::from_fd);
-                self.connections.extend(adopted.map(|channel| Connection {
-                    channel,
-                    program: None,
-                    owner: false,
-                }));
+                self.connections.extend(adopted.map(|channel| Connection::new(channel, false)));
                 return Next::Keep;
             }
             Request::Adopt => return gone,
@@ -301,18 +285,20 @@ impl Vm {
                 }
                 return Next::Keep;
             }
-            Request::SetVf { .. } => Reply::VfSet(false),
-            Request::Statistics => Reply::Statistics(Box::new(self.statistics())),
+            Request::SetVf { .. } if connection.change.is_some() => return gone,
+            Request::SetVf { adapter, up } => {
+                let (ticket, left) = self.guest.set_vf(adapter, up);
+                if left > 0 {
+                    connection.change = Some(Change { ticket, left, done: true });
+                    return Next::Keep;
+                }
+                Reply::VfSet(false)
+            }
+            Request::Statistics => Reply::Statistics(Box::new(self.guest.statistics())),
         };
         match connection.channel.try_send(&reply) {
             Ok(()) => Next::Keep,
             Err(_) => gone,
         }
-    }
-
-    fn statistics(&mut self) -> VmStatistics {
-        let (to_vf, to_guest, vf) = self.carrier.counters();
-        let eth0 = self.network.counters().unwrap_or_default();
-        VmStatistics { vf, eth0, to_vf, to_guest, adapters: Vec::new() }
     }
 }
