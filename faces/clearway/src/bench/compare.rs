@@ -13,9 +13,12 @@ use super::{
     cores::Cores,
     emulated, first_frame, forward,
     idle::{self, Idle},
+    instructions::{self, Instructions},
     machine::Machine,
+    path_switch::{self, PathSwitches},
     peers::{Peers, Subject},
     ping_pong,
+    primitives::{self, Primitives},
     sample::{Rate, RoundTrip, Spread},
     scale::{self, SCALES, Scale},
     synthetic,
@@ -33,6 +36,27 @@ pub(crate) struct Plan {
     pub(crate) peers: Option<PathBuf>,
     /// Measure also scaling, idling and the time to the first frame.
     pub(crate) all: bool,
+    /// Measure nothing but the kinds of adapter, and testpmd if there are peers.
+    pub(crate) adapters_only: bool,
+    /// Moves of the data path; 0 for none.
+    pub(crate) moves: u32,
+}
+
+impl Plan {
+    /// What is measured of frames in each round.
+    fn subjects(&self) -> Vec<Subject> {
+        let mut subjects = vec![Subject::Clearway, Subject::Synthetic, Subject::Emulated];
+        if !self.adapters_only {
+            subjects.extend([Subject::CopyLimit, Subject::HintedCopyLimit]);
+        }
+        if self.peers.is_some() {
+            subjects.push(Subject::Testpmd);
+            if !self.adapters_only {
+                subjects.push(Subject::Ovs);
+            }
+        }
+        subjects
+    }
 }
 
 /// One round.
@@ -41,6 +65,7 @@ pub(crate) struct Round {
     pub(crate) rates: Vec<(Subject, Rate)>,
     pub(crate) round_trips: Vec<(Subject, RoundTrip)>,
     pub(crate) scales: Vec<(Scale, Rate)>,
+    pub(crate) primitives: Option<Primitives>,
 }
 
 impl Round {
@@ -75,6 +100,13 @@ pub(crate) struct Results {
     pub(crate) idle: Option<Idle>,
     /// Milliseconds from ALLOCATE_VF to the first frame.
     pub(crate) first_frame_ms: Option<Spread>,
+    pub(crate) path_switches: Option<PathSwitches>,
+    /// Instructions a frame, where they can be counted.
+    pub(crate) instructions: Vec<(Subject, u16, Instructions)>,
+    /// Why they cannot, if so.
+    pub(crate) no_instructions: Option<String>,
+    /// Nothing but the kinds of adapter was measured.
+    pub(crate) adapters_only: bool,
     /// What could not be measured, and why.
     pub(crate) failures: Vec<String>,
 }
@@ -94,6 +126,10 @@ pub(crate) fn run(plan: &Plan) -> Results {
         rounds: Vec::new(),
         idle: None,
         first_frame_ms: None,
+        path_switches: None,
+        instructions: Vec::new(),
+        no_instructions: None,
+        adapters_only: plan.adapters_only,
         failures: Vec::new(),
     };
     for number in 0..plan.rounds {
@@ -101,7 +137,15 @@ pub(crate) fn run(plan: &Plan) -> Results {
         let round = one_round(plan, number, &mut results.failures);
         results.rounds.push(round);
     }
-    if plan.all {
+    count_instructions(plan, &mut results);
+    if plan.moves > 0 {
+        eprintln!("moves of the data path");
+        match path_switch::measure(plan.moves, plan.cores) {
+            Ok(moves) => results.path_switches = Some(moves),
+            Err(error) => results.failures.push(format!("{error:#}")),
+        }
+    }
+    if plan.all && !plan.adapters_only {
         eprintln!("idling, first frames");
         match idle::measure(plan.cores) {
             Ok(idle) => results.idle = Some(idle),
@@ -116,18 +160,36 @@ pub(crate) fn run(plan: &Plan) -> Results {
     results
 }
 
+fn count_instructions(plan: &Plan, results: &mut Results) {
+    if let Err(error) = instructions::can_be_counted() {
+        results.no_instructions = Some(format!("{error:#}"));
+        return;
+    }
+    for size in &plan.sizes {
+        for kind in [Subject::Emulated, Subject::Synthetic, Subject::Clearway] {
+            if kind == Subject::Emulated && *size > emulated::LONGEST {
+                continue;
+            }
+            match instructions::measure(kind, *size, plan.cores) {
+                Ok(counted) => results.instructions.push((kind, *size, counted)),
+                Err(error) => results.failures.push(format!("{error:#}")),
+            }
+        }
+    }
+}
+
 fn one_round(plan: &Plan, number: usize, failures: &mut Vec<String>) -> Round {
     let mut round = Round::default();
     let peers =
         plan.peers.as_ref().map(|folder| Peers { folder: folder.clone(), cores: plan.cores });
-    let mut subjects = vec![Subject::CopyLimit, Subject::Clearway, Subject::HintedCopyLimit];
-    if peers.is_some() {
-        subjects.extend([Subject::Testpmd, Subject::Ovs]);
-    }
+    let mut subjects = plan.subjects();
     let first = number % subjects.len();
     subjects.rotate_left(first);
     for size in &plan.sizes {
         for subject in &subjects {
+            if *subject == Subject::Emulated && *size > emulated::LONGEST {
+                continue;
+            }
             match rate(plan, peers.as_ref(), *subject, *size) {
                 Ok(rate) => round.rates.push((*subject, rate)),
                 Err(error) => failures.push(format!("{error:#}")),
@@ -141,7 +203,11 @@ fn one_round(plan: &Plan, number: usize, failures: &mut Vec<String>) -> Round {
             None => {}
         }
     }
-    if plan.all {
+    match primitives::measure(plan.duration.min(Duration::from_secs(1)), plan.cores) {
+        Ok(primitives) => round.primitives = Some(primitives),
+        Err(error) => failures.push(format!("{error:#}")),
+    }
+    if plan.all && !plan.adapters_only {
         let duration = plan.duration.min(Duration::from_secs(1));
         for scale in SCALES {
             match scale::measure(scale, duration, plan.cores) {

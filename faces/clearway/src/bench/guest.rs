@@ -9,9 +9,9 @@ use anyhow::{Context, bail, ensure};
 use ndis_protocol::VPortId;
 use netvsp::{
     client::{self, LargeBuffers, NetVsc, VscConfig},
-    server::{BufferKind, NetVsp, NicConfig, Upcall},
+    server::{BufferKind, NetVsp, NicConfig, Upcall, VfControl},
 };
-use netvsp_protocol::MacAddress;
+use netvsp_protocol::{MacAddress, nvsp::DataPath};
 use nic_switch::{VPortPolicy, VlanMatch};
 use shared_memory::{Access, DmaAddress, DmaMap, DmaRegion, PageSize, SharedMapping};
 use virtual_switch::{PortPolicy, SwitchHandle, SyntheticPort};
@@ -107,6 +107,28 @@ pub(crate) struct Guest {
 impl Guest {
     /// Boots it: its adapter is up when this returns.
     pub(crate) fn boot(switch: &SwitchHandle, number: u32, large: bool) -> anyhow::Result<Self> {
+        let config = NicConfig::new(MacAddress::new(mac(number)));
+        Self::boot_with(switch, number, large, config, |_| ())
+    }
+
+    /// Boots one that may have a VF, about which its host decides; `asks` hears which path it asks for.
+    pub(crate) fn boot_bonded(
+        switch: &SwitchHandle,
+        number: u32,
+        asks: impl FnMut(DataPath) + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let mut config = NicConfig::new(MacAddress::new(mac(number)));
+        config.vf = VfControl::Host;
+        Self::boot_with(switch, number, false, config, asks)
+    }
+
+    fn boot_with(
+        switch: &SwitchHandle,
+        number: u32,
+        large: bool,
+        nic_config: NicConfig,
+        mut asks: impl FnMut(DataPath) + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let mut memory = GuestMemory::new(
             RECEIVE_BUFFER + SEND_BUFFER + (LARGE * LargeBuffers::PAGES + 3 * RING_PAGES) * PAGE,
         )?;
@@ -118,11 +140,13 @@ impl Guest {
         config.mtu = if large { LARGE_MTU } else { MTU };
         let large = LargeBuffers::new(buffer, frames);
         let mut nic = NetVsc::new(config, receive.clone(), send.clone(), Some(large));
-        let mac = MacAddress::new(mac(number));
-        let mut server = NetVsp::new(NicConfig::new(mac), memory.map.clone());
+        let mut server = NetVsp::new(nic_config, memory.map.clone());
         ensure!(server.open(0, host) && nic.open(0, guest), "the channel does not open");
         let (tell, upcalls) = channel();
         let synthetic = SyntheticPort::new(server, move |upcall| {
+            if let Upcall::SwitchDataPath(path) = upcall {
+                asks(path);
+            }
             let _ = tell.send(upcall);
         });
         let port = port(number)?;

@@ -18,9 +18,12 @@ mod first_frame;
 mod forward;
 mod guest;
 mod idle;
+mod instructions;
+mod kinds;
 mod machine;
 mod nic;
 mod path;
+mod path_switch;
 mod peers;
 mod ping_pong;
 mod primitives;
@@ -47,19 +50,19 @@ pub(crate) struct BenchArgs {
     #[arg(long, global = true)]
     json: bool,
     /// Rounds in which everything is measured once
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, global = true, default_value_t = 5)]
     rounds: usize,
     /// Frame sizes, in bytes
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 1500, 9000])]
+    #[arg(long, global = true, value_delimiter = ',', default_values_t = [64, 512, 1500, 9000])]
     sizes: Vec<u16>,
     /// Measure also the peers that this folder has scripts for (`bench/peers`)
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, global = true, value_name = "FOLDER")]
     peers: Option<PathBuf>,
-    /// Leave out scaling, idling and the time to the first frame
-    #[arg(long)]
+    /// Leave out scaling, idling, the time to the first frame, and moves of the data path
+    #[arg(long, global = true)]
     brief: bool,
     /// Write the tables to this file as well, and the data beside it with the ending `json`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
@@ -85,8 +88,10 @@ enum What {
         #[arg(long)]
         ring: Option<u16>,
     },
+    /// The kinds of adapter side by side, in interleaved rounds; with testpmd, where `--peers` is given
+    Adapters,
     /// Frames between two adapters of one kind
-    Adapters {
+    Adapter {
         /// Which kind
         kind: Kind,
         /// Bytes of a frame
@@ -113,6 +118,12 @@ enum What {
     },
     /// What the synthetic path is made of: rings, completions, frames to the switch
     Primitives,
+    /// Moves of the data path between a synthetic adapter and its VF, under load
+    PathSwitch {
+        /// How many
+        #[arg(long, default_value_t = path_switch::MOVES)]
+        moves: u32,
+    },
     /// Two cache lines there and back between the two cores
     PingPong,
     /// The cost of a frame as VFs and receive filters grow
@@ -128,7 +139,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds must be above 0, up to 3600");
     let duration = Duration::from_secs_f64(args.seconds);
     match &args.what {
-        None => return compare_all(args, duration),
+        None | Some(What::Adapters) => return compare_all(args, duration),
         Some(What::Forward { size, ring }) => {
             let ring = ring.unwrap_or_else(|| forward::ring(*size));
             let (rate, huge) = forward::rate(check(*size)?, ring, duration, args.cores)?;
@@ -145,7 +156,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
                 )
             })?;
         }
-        Some(What::Adapters { kind, size, round_trip: true }) => {
+        Some(What::Adapter { kind, size, round_trip: true }) => {
             let size = check(*size)?;
             let trip = match kind {
                 Kind::Emulated => emulated::round_trips(size, duration, args.cores),
@@ -154,7 +165,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             }?;
             print(args, &trip, || trip_text(&trip))?;
         }
-        Some(What::Adapters { kind, size, round_trip: false }) => {
+        Some(What::Adapter { kind, size, round_trip: false }) => {
             let size = check(*size)?;
             let rate = match kind {
                 Kind::Emulated => emulated::rate(size, duration, args.cores),
@@ -175,6 +186,10 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
                     rate.receive_ring_empty * 100.0,
                 )
             })?;
+        }
+        Some(What::PathSwitch { moves }) => {
+            let all = path_switch::measure(*moves, args.cores)?;
+            print(args, &all, || format!("{all:#?}"))?;
         }
         Some(What::Primitives) => {
             let all = primitives::measure(duration, args.cores)?;
@@ -270,6 +285,8 @@ fn compare_all(args: &BenchArgs, duration: Duration) -> anyhow::Result<ExitCode>
         cores: args.cores,
         peers: args.peers.clone(),
         all: !args.brief,
+        adapters_only: matches!(args.what, Some(What::Adapters)),
+        moves: if args.brief { 0 } else { path_switch::MOVES },
     });
     let data = serde_json::to_string_pretty(&results)?;
     if let Some(path) = &args.out {

@@ -58,11 +58,11 @@ impl Display for Verdict {
 }
 
 impl Results {
-    fn over_rounds(&self, value: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
+    pub(super) fn over_rounds(&self, value: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(value))
     }
 
-    fn rate(&self, subject: Subject, size: u16) -> Option<Spread> {
+    pub(super) fn rate(&self, subject: Subject, size: u16) -> Option<Spread> {
         self.over_rounds(|round| Some(round.rate(subject, size)?.frames_per_second))
     }
 
@@ -79,7 +79,7 @@ impl Results {
         self.rate(Subject::CopyLimit, size).map(|limit| limit.relative())
     }
 
-    fn verdict(&self, size: u16, met: bool) -> Verdict {
+    pub(super) fn verdict(&self, size: u16, met: bool) -> Verdict {
         match self.limit_spread(size) {
             Some(spread) if spread <= MOST_SPREAD => {
                 if met {
@@ -250,7 +250,12 @@ fn base_of(scale: Scale) -> Scale {
         .unwrap_or(scale)
 }
 
-fn cell(f: &mut Formatter<'_>, spread: Option<Spread>, unit: f64, digits: usize) -> fmt::Result {
+pub(super) fn cell(
+    f: &mut Formatter<'_>,
+    spread: Option<Spread>,
+    unit: f64,
+    digits: usize,
+) -> fmt::Result {
     match spread {
         Some(Spread { median, least, greatest }) => write!(
             f,
@@ -277,9 +282,12 @@ impl Display for Results {
         write!(f, "* Clearway's rings:")?;
         self.rings.iter().try_for_each(|(size, ring)| write!(f, " {ring} at {size} bytes;"))?;
         writeln!(f, " bursts of {}\n", super::forward::BURST)?;
-        self.rates(f)?;
-        self.ratios(f)?;
-        self.round_trips(f)?;
+        if !self.adapters_only {
+            self.rates(f)?;
+            self.ratios(f)?;
+            self.round_trips(f)?;
+        }
+        self.kinds(f)?;
         self.scales(f)?;
         self.rest(f)
     }
@@ -331,6 +339,10 @@ mod tests {
             rounds,
             idle: None,
             first_frame_ms: None,
+            path_switches: None,
+            instructions: Vec::new(),
+            no_instructions: None,
+            adapters_only: false,
             failures: vec!["OVS-DPDK: not there".into()],
         }
     }
