@@ -16,6 +16,7 @@ mod bench;
 mod demo;
 mod nic;
 mod nic_command;
+mod stack_command;
 mod traffic;
 mod vm_command;
 
@@ -35,6 +36,7 @@ enum Command {
     Adapter(adapter_command::AdapterArguments),
     Nic(nic_command::NicArguments),
     Vm(vm_command::VmArguments),
+    Stack(stack_command::StackArguments),
     Demo(demo::DemoArguments),
     Bench(bench::BenchArgs),
     /// What the demo runs inside its VMs.
@@ -75,6 +77,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Adapter(arguments) => adapter_command::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Nic(arguments) => nic_command::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm_command::run(arguments),
+        Command::Stack(arguments) => stack_command::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Traffic(command) => traffic::run(&command).map(|()| ExitCode::SUCCESS),
