@@ -83,11 +83,8 @@ fn connect(destination: &Destination, pause: Duration, stop: &EventFd, messages:
         }
         let error = match DeviceControlClient::connect(path, name, WELCOME) {
             Ok(client) => {
-                let _ = messages.send(Message::Connected {
-                    peer: *peer,
-                    attempt: *attempt,
-                    client,
-                });
+                let _ =
+                    messages.send(Message::Connected { peer: *peer, attempt: *attempt, client });
                 return;
             }
             Err(error) => error,
@@ -236,7 +233,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         let (sender, messages) = unbounded();
-        let _connector = Connector::start(destination(path.clone()), Duration::ZERO, sender).unwrap();
+        let _connector =
+            Connector::start(destination(path.clone()), Duration::ZERO, sender).unwrap();
         let patience = Duration::from_secs(20);
         let Message::CannotConnect { peer: PEER, attempt: 7, error } =
             messages.recv_timeout(patience).unwrap()

@@ -74,6 +74,8 @@ pub enum ProcessEvent {
         peer: Peer,
         /// Its serial number.
         serial: u32,
+        /// Whether its guest has not agreed.
+        surprise: bool,
     },
     /// Desired state of an adapter was changed.
     AdapterChanged {
@@ -101,11 +103,15 @@ impl fmt::Display for ProcessEvent {
                 }
                 write!(f, "{peer} refused {request} with {status}")
             }
-            Self::StaleVfRemoved { adapter, peer, serial } => {
+            Self::StaleVfRemoved { adapter, peer, serial, surprise } => {
                 if let Some(adapter) = adapter {
                     write!(f, "{adapter}: ")?;
                 }
-                write!(f, "the VF with serial {serial}, of an earlier life, is taken from {peer}")
+                let how = if *surprise { "taken by surprise from" } else { "given back by" };
+                write!(
+                    f,
+                    "the VF with serial {serial}, of the stack's life before, is {how} {peer}"
+                )
             }
             Self::AdapterChanged { adapter } => write!(f, "{adapter}: its settings were changed"),
             Self::ConfigurationReloaded { changes } => {
@@ -120,7 +126,8 @@ impl ProcessEvent {
         match self {
             Self::Connected { .. }
             | Self::AdapterChanged { .. }
-            | Self::ConfigurationReloaded { .. } => Level::Notice,
+            | Self::ConfigurationReloaded { .. }
+            | Self::StaleVfRemoved { surprise: false, .. } => Level::Notice,
             Self::Disconnected { .. }
             | Self::CannotConnect { .. }
             | Self::CommandRefused { .. }

@@ -19,10 +19,6 @@ impl Names {
         self.nics.get(&id).cloned().unwrap_or_else(|| id.to_string())
     }
 
-    pub(crate) fn switch(&self, id: VmSwitchId) -> String {
-        self.switches.get(&id).cloned().unwrap_or_else(|| id.to_string())
-    }
-
     pub(crate) fn adapter(&self, id: AdapterId) -> String {
         self.adapters.get(&id).cloned().unwrap_or_else(|| id.to_string())
     }

@@ -76,8 +76,7 @@ impl StackProcess {
         let (sender, messages) = unbounded();
         let (ask, shutdown) = bounded(1);
         let path = control_socket(directory);
-        let handler =
-            Handler { sender: sender.clone(), uid: rustix::process::getuid().as_raw() };
+        let handler = Handler { sender: sender.clone(), uid: rustix::process::getuid().as_raw() };
         // Before anything else: of two stacks with one folder the second ends here.
         let control = DeviceControlServer::start(ServerConfig::new(&path, name), Arc::new(handler))
             .map_err(StartError::Control)?;

@@ -61,7 +61,8 @@ impl Reader {
             let words =
                 [("veto", SilentGuest::Veto), ("surprise-remove", SilentGuest::SurpriseRemove)];
             let silent_guest = stack.word("silent-guest", &words)?;
-            self.configuration.silent_guest = silent_guest.map_or_else(Default::default, |s| s.value);
+            self.configuration.silent_guest =
+                silent_guest.map_or_else(Default::default, |s| s.value);
         }
         if let Some(entry) = root.table("timeouts")? {
             timeouts(&entry, &mut self.configuration.timeouts)?;
@@ -129,8 +130,11 @@ impl Reader {
             (Some("private"), None) => SwitchReach::Private,
             (_, None) => SwitchReach::Internal,
             (Some(kind), Some(nic)) => {
-                let cause = format!("an {kind} switch has no NIC").replace("an private", "a private");
-                return Err(nic.place.fault(cause, "take the NIC away, or write kind = \"external\""));
+                let cause =
+                    format!("an {kind} switch has no NIC").replace("an private", "a private");
+                return Err(nic
+                    .place
+                    .fault(cause, "take the NIC away, or write kind = \"external\""));
             }
         };
         let external = matches!(kind, SwitchReach::External { .. });
@@ -162,11 +166,7 @@ impl Reader {
         Ok(())
     }
 
-    fn adapter(
-        &mut self,
-        entry: &Entry<'_>,
-        names: &mut Met,
-    ) -> Result<AdapterSettings, Fault> {
+    fn adapter(&mut self, entry: &Entry<'_>, names: &mut Met) -> Result<AdapterSettings, Fault> {
         entry.known(&[
             "name",
             "switch",
@@ -272,10 +272,8 @@ const VLAN_FORMS: &str =
 fn vlan_setting(entry: &Entry<'_>, setting: &Setting<&DeValue<'_>>) -> Result<VlanSetting, Fault> {
     let place = &setting.place;
     let id = |value: &DeValue<'_>| {
-        let number = number(value, &(1..=4094), place).map_err(|fault| Fault {
-            next: VLAN_FORMS.to_owned(),
-            ..fault
-        })?;
+        let number = number(value, &(1..=4094), place)
+            .map_err(|fault| Fault { next: VLAN_FORMS.to_owned(), ..fault })?;
         let id = u16::try_from(number).ok().and_then(VlanId::new);
         id.ok_or_else(|| place.fault(format!("{number} is not a VLAN"), VLAN_FORMS))
     };
@@ -294,7 +292,8 @@ fn vlan_setting(entry: &Entry<'_>, setting: &Setting<&DeValue<'_>>) -> Result<Vl
                 list(trunk.value, place)?.map(id).collect::<Result<_, _>>()?;
             if allowed.is_empty() || allowed.len() > MAX_TRUNK_VLANS {
                 let cause = format!("a trunk of {} VLANs", allowed.len());
-                let next = format!("name 1 to {MAX_TRUNK_VLANS}: each is a receive filter of the NIC");
+                let next =
+                    format!("name 1 to {MAX_TRUNK_VLANS}: each is a receive filter of the NIC");
                 return Err(place.fault(cause, next));
             }
             let native = native.map(|native| id(native.value)).transpose()?;

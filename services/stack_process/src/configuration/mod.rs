@@ -232,8 +232,10 @@ impl Met {
     fn once(&mut self, what: &str, name: &str, place: &Place) -> Result<(), Fault> {
         match self.0.insert(name.to_owned(), place.line) {
             None => Ok(()),
-            Some(line) => Err(place
-                .fault(format!("{what} {name} is there already, in line {line}"), "choose another")),
+            Some(line) => Err(place.fault(
+                format!("{what} {name} is there already, in line {line}"),
+                "choose another",
+            )),
         }
     }
 }
@@ -243,7 +245,9 @@ fn check_name(name: &str, place: &Place) -> Result<(), Fault> {
     let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
     if name.is_empty() || name.len() > 31 || !name.bytes().all(fits) {
         let cause = format!("{name:?} is no name");
-        return Err(place.fault(cause, "use 1 to 31 printable ASCII characters without / and spaces"));
+        return Err(
+            place.fault(cause, "use 1 to 31 printable ASCII characters without / and spaces")
+        );
     }
     Ok(())
 }

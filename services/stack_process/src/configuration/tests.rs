@@ -83,7 +83,15 @@ fn vlans_have_three_forms() {
     let allowed = [vlan(10), vlan(20)].into();
     let trunk = VlanSetting::Trunk { native: Some(vlan(1)), allowed };
     assert_eq!(read("{ trunk = [10, 20], native = 1 }").unwrap(), trunk);
-    for bad in ["0", "4095", "\"7\"", "{}", "{ access = 7, trunk = [1] }", "{ trunk = [] }", "{ native = 1 }"] {
+    for bad in [
+        "0",
+        "4095",
+        "\"7\"",
+        "{}",
+        "{ access = 7, trunk = [1] }",
+        "{ trunk = [] }",
+        "{ native = 1 }",
+    ] {
         let error = read(bad).unwrap_err().to_string();
         assert!(error.starts_with("/etc/clearway/stack.toml: line 15: "), "{error}");
         assert!(error.contains("VLAN") || error.contains("name 1 to 64"), "{error}");
@@ -93,7 +101,8 @@ fn vlans_have_three_forms() {
 /// File, line, key, cause and next step, for each mistake that people make.
 #[test]
 fn a_mistake_is_named_with_its_place_its_cause_and_what_to_do() {
-    let vm = "\n[[vm]]\nname = \"db\"\nsocket = \"/tmp/db.sock\"\n[[vm.adapter]]\nname = \"net0\"\n";
+    let vm =
+        "\n[[vm]]\nname = \"db\"\nsocket = \"/tmp/db.sock\"\n[[vm.adapter]]\nname = \"net0\"\n";
     let cases = [
         (
             with("swich = \"external\""),
@@ -136,10 +145,7 @@ fn a_mistake_is_named_with_its_place_its_cause_and_what_to_do() {
             with("socket = \"x\""),
             "line 15: [[vm.adapter]] socket: a synthetic adapter has no socket; take it away",
         ),
-        (
-            with("kind = \"legacy\""),
-            "line 12: [[vm.adapter]]: socket is missing; add socket = ",
-        ),
+        (with("kind = \"legacy\""), "line 12: [[vm.adapter]]: socket is missing; add socket = "),
         (
             with("").replace("nic = \"nic0\"", "nic = \"nic1\""),
             "line 7: [[switch]] nic: there is no NIC nic1; there are nic0",
@@ -154,7 +160,7 @@ fn a_mistake_is_named_with_its_place_its_cause_and_what_to_do() {
         ),
         (
             with("[[switch]]\nname = \"two\"\nsocket = \"/tmp/sw.sock\""),
-            "line 17: [[switch]] socket: the socket /tmp/sw.sock is there already, in line 5",
+            "line 17: [[switch]] socket: the socket /tmp/sw.sock is there already, in line 6",
         ),
         (
             with("[[nic]]\nname = \"a b\"\ndirectory = \"x\""),
@@ -164,8 +170,14 @@ fn a_mistake_is_named_with_its_place_its_cause_and_what_to_do() {
             with("[[vm.adapter]]\nname = \"net0\"\nmac = \"00:15:5D:00:00:02\""),
             "line 16: [[vm.adapter]] name: an adapter of this VM named net0 is there already, in line 13",
         ),
-        (with("[timeouts]\noffer = 0"), "line 16: [timeouts] offer: this is no time; write seconds"),
-        (with("[timeout]"), "line 15: timeout: there is no such setting; there are stack, timeouts"),
+        (
+            with("[timeouts]\noffer = 0"),
+            "line 16: [timeouts] offer: this is no time; write seconds",
+        ),
+        (
+            with("[timeout]"),
+            "line 15: timeout: there is no such setting; there are stack, timeouts",
+        ),
         (
             with("[stack]\nsilent-guest = \"force\""),
             "line 16: [stack] silent-guest: \"force\" is not known; there are veto, surprise-remove",

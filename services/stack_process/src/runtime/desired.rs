@@ -11,9 +11,7 @@ use virtualization_stack::{
 
 use super::{Adapter, Runtime, Switch, Vm};
 use crate::Configuration;
-use crate::configuration::{
-    AdapterSettings, NicSettings, SwitchReach, SwitchSettings, VmSettings,
-};
+use crate::configuration::{AdapterSettings, NicSettings, SwitchReach, SwitchSettings, VmSettings};
 use crate::control::{AdapterChange, AdapterName, Connection, Outcome, SetAdapter};
 use crate::event::{Peer, ProcessEvent};
 use crate::nic_call::vlan_setting;
@@ -104,9 +102,30 @@ impl Runtime {
         let id = NicId(next(&mut self.ids.nic));
         self.names.nics.insert(id, settings.name.clone());
         self.nics.insert(id, settings.clone());
-        let socket = adapter::control_socket(&settings.directory);
-        self.connect(Peer::Nic(id), socket, Duration::ZERO);
+        if self.greeting.is_none() {
+            self.connect_nic(id);
+        }
         true
+    }
+
+    fn connect_nic(&mut self, id: NicId) {
+        if let Some(nic) = self.nics.get(&id) {
+            let socket = adapter::control_socket(&nic.directory);
+            self.connect(Peer::Nic(id), socket, Duration::ZERO);
+        }
+    }
+
+    /// Connects to all NICs to which no connection was begun.
+    pub(super) fn connect_nics(&mut self) {
+        let nics: Vec<_> = self
+            .nics
+            .keys()
+            .filter(|id| !self.links.contains_key(&Peer::Nic(**id)))
+            .copied()
+            .collect();
+        for id in nics {
+            self.connect_nic(id);
+        }
     }
 
     fn add_switch(&mut self, settings: &SwitchSettings) -> Result<bool, StackError> {
@@ -123,8 +142,7 @@ impl Runtime {
             SwitchReach::Private => SwitchKind::Private,
         };
         let id = VmSwitchId(next(&mut self.ids.switch));
-        let config =
-            SwitchConfig { name: settings.name.clone(), kind, iov_enabled: settings.iov };
+        let config = SwitchConfig { name: settings.name.clone(), kind, iov_enabled: settings.iov };
         self.step(Input::SwitchSet(id, config))?;
         self.names.switches.insert(id, settings.name.clone());
         let switch = Switch { settings: settings.clone(), told: None, retry: None };
@@ -229,6 +247,7 @@ impl Runtime {
             }
         }
         self.forget_the_removed();
+        self.greet();
         !self.inputs.is_empty()
     }
 
@@ -314,7 +333,9 @@ impl Runtime {
         if new.timeouts != self.configuration.timeouts
             || new.silent_guest != self.configuration.silent_guest
         {
-            return Some("[stack] and [timeouts] count from the start: restart the stack".to_owned());
+            return Some(
+                "[stack] and [timeouts] count from the start: restart the stack".to_owned(),
+            );
         }
         for nic in &new.nics {
             let old = self.nics.values().find(|old| old.name == nic.name);
@@ -470,9 +491,9 @@ impl Runtime {
 
     /// Somebody wants what was given up to be tried again.
     pub(super) fn retry(&mut self, name: &AdapterName) -> Outcome {
-        let done = self.named(name).and_then(|id| {
-            self.step(Input::Retry(id)).map_err(|error| error.to_string())
-        });
+        let done = self
+            .named(name)
+            .and_then(|id| self.step(Input::Retry(id)).map_err(|error| error.to_string()));
         match done {
             Ok(()) => Outcome::Done,
             Err(why) => Outcome::Refused { why: self.names.spell(&why) },

@@ -58,6 +58,8 @@ pub(super) enum What {
     Nic { request: RequestId, call: NicCall },
     /// Which ports a switch has.
     SwitchStatus,
+    /// Which adapters and devices a VM has.
+    WorkerStatus,
     /// What is new of a switch's ports.
     SwitchReport,
     /// A port of a switch is to be as configured.
@@ -117,6 +119,7 @@ impl Runtime {
             link.last_error = Some(error.clone());
             self.publish(ProcessEvent::CannotConnect { peer, error });
         }
+        self.met(peer);
     }
 
     pub(super) fn is_up(&self, peer: Peer) -> bool {
@@ -141,6 +144,7 @@ impl Runtime {
 
     /// Ends a connection, forgets its requests, and connects again. One that did not last is not hurried after.
     pub(super) fn hang_up(&mut self, peer: Peer, error: String) {
+        self.met(peer);
         let Some(link) = self.links.get_mut(&peer) else { return };
         let lasted = link.since.elapsed();
         link.last_error = Some(error.clone());
@@ -230,6 +234,7 @@ impl Runtime {
         match what {
             What::Nic { request, call } => self.nic_completed(peer, request, &call, &completion),
             What::SwitchStatus => self.switch_status(peer, &completion),
+            What::WorkerStatus => self.worker_status(peer, &completion),
             What::SwitchReport => self.switch_report(peer, &completion),
             What::SetPort { adapter, port } => self.port_set(peer, adapter, &port, &completion),
             What::WorkerReport => self.worker_report(peer, &completion),

@@ -3,6 +3,7 @@
 
 mod asked;
 mod desired;
+mod greeting;
 mod links;
 mod nics;
 mod report;
@@ -25,6 +26,7 @@ use crate::event::{AnyEvent, EventRing, Peer, ProcessEvent};
 use crate::message::{Message, Ticket};
 use crate::names::Names;
 use asked::Waiting;
+use greeting::Greeting;
 use links::{Link, Sent};
 
 /// How long something that a switch has refused is left alone.
@@ -93,6 +95,8 @@ pub(crate) struct Runtime {
     vms: BTreeMap<VmId, Vm>,
     adapters: BTreeMap<AdapterId, Adapter>,
     ids: desired::Ids,
+    /// Until NICs are connected.
+    greeting: Option<Greeting>,
     driver: DriverName,
     links: BTreeMap<Peer, Link>,
     requests: BTreeMap<Ticket, Sent>,
@@ -134,6 +138,7 @@ impl Runtime {
             vms: BTreeMap::new(),
             adapters: BTreeMap::new(),
             ids: desired::Ids::default(),
+            greeting: None,
             driver,
             links: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -145,7 +150,9 @@ impl Runtime {
             sender,
             shutdown,
         };
+        runtime.greeting = Some(Greeting::of(std::iter::empty()));
         runtime.configure(configuration)?;
+        runtime.greeting = Some(Greeting::of(runtime.links.keys().copied()));
         Ok(runtime)
     }
 
@@ -239,7 +246,8 @@ impl Runtime {
     fn next_time(&self) -> Option<Instant> {
         let stack = self.timer.map(|at| self.start + at.elapsed());
         let ports = self.switches.values().filter_map(|switch| switch.retry);
-        ports.chain(stack).min()
+        let greeting = self.greeting.as_ref().map(|greeting| greeting.until);
+        ports.chain(stack).chain(greeting).min()
     }
 
     fn time(&mut self) {

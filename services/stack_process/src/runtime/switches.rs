@@ -70,6 +70,12 @@ impl Runtime {
         for port in status.ports.iter().filter(|port| !wanted.contains_key(&port.port)) {
             self.delete_port(id, &port.port);
         }
+        for port in &status.ports {
+            if let Some((adapter, _)) = wanted.get(&port.port) {
+                self.met_port(*adapter, port);
+            }
+        }
+        self.met(peer);
         self.tell_ports(id);
         self.inputs.push_back(Input::SwitchStarted(id));
         self.ask_switch(id);
@@ -147,8 +153,7 @@ impl Runtime {
         }
         let input = PortName { port: port.to_owned() };
         let code = PrivateControl::DeletePort.code();
-        let what =
-            What::Command { adapter: None, request: "DeletePort", absence_is_fine: true };
+        let what = What::Command { adapter: None, request: "DeletePort", absence_is_fine: true };
         let _ = self.send_private(Peer::Switch(id), code, &input, 0, what);
     }
 
@@ -197,7 +202,7 @@ impl Runtime {
         self.send_port_command(switch, adapter, command, request);
     }
 
-    fn send_port_command(
+    pub(super) fn send_port_command(
         &mut self,
         switch: VmSwitchId,
         adapter: AdapterId,
@@ -232,8 +237,7 @@ impl Runtime {
         let Some(adapter) = self.adapters.get_mut(&id) else { return };
         let before = adapter.port.replace(PortLevels { guest, session, request });
         let was_up = before.is_some_and(|port| port.guest != GuestState::Closed);
-        let same_guest =
-            before.is_some_and(|port| port.guest == guest && port.session == session);
+        let same_guest = before.is_some_and(|port| port.guest == guest && port.session == session);
         if !same_guest {
             // A driver that is another than before was closed in between.
             if was_up {
@@ -243,8 +247,7 @@ impl Runtime {
                 self.inputs.push_back(Input::NetVsp(id, NetVspReport::Ready { sriov }));
             }
         }
-        let same_request =
-            same_guest && before.is_some_and(|port| port.request == request);
+        let same_request = same_guest && before.is_some_and(|port| port.request == request);
         if let Some(path) = asks.filter(|_| !same_request) {
             let report = NetVspReport::AsksDataPath(stack_path(path));
             self.inputs.push_back(Input::NetVsp(id, report));
@@ -253,6 +256,12 @@ impl Runtime {
 
     /// A port that knows of a VF of an earlier life of the stack: the guest is to leave it.
     fn stale_port(&mut self, switch: VmSwitchId, adapter: AdapterId, report: &PortReport) {
+        if report.active == PortPath::Synthetic || report.guest == GuestState::Closed {
+            self.on_synthetic(adapter);
+        }
+        if self.gives_back(adapter) {
+            return;
+        }
         let Some(serial) = report.vf.filter(|serial| !self.is_ours(*serial)) else { return };
         if report.active == PortPath::Vf && self.data_path(adapter) == DataPath::Synthetic {
             let command = VfCommand::SwitchDataPath { to: PortPath::Synthetic };

@@ -9,34 +9,54 @@ use virtualization_stack::{
     VpciOffer, VpciReport,
 };
 use vm_worker::control::{
-    AdapterConfig, AdapterNumber, DeviceName, DeviceState, GuestState, MAX_ADAPTERS,
-    MitigatedRange, OfferVf, PrivateControl, REPORT_CAPACITY, RemoveVf, ReplaceMitigatedRanges, WorkerReport,
+    AdapterConfig, AdapterNumber, AdapterStatus, DeviceName, DeviceState, DeviceStatus, GuestState,
+    MitigatedRange, OfferVf, PrivateControl, REPORT_CAPACITY, RemoveVf, ReplaceMitigatedRanges,
+    STATUS_CAPACITY, WorkerReport, WorkerStatus,
 };
 
 use super::Runtime;
 use super::links::{NotSent, What};
-use crate::event::{Peer, ProcessEvent};
+use crate::event::Peer;
 use crate::nic_call::vf_socket;
 
 /// Pages in which mitigated ranges are counted, bytes (SPEC-PCIVIRT §6).
 const PAGE: u64 = 4096;
 
 impl Runtime {
+    /// What a VM's host side has is asked first: some of it may be of an earlier life of the stack.
     pub(super) fn worker_connected(&mut self, id: VmId) {
-        if let Some(vm) = self.vms.get_mut(&id) {
-            vm.told.clear();
+        let target = Target::Private(PrivateControl::Status.code());
+        // If it cannot be sent the connection is lost again.
+        let _ = self.send(Peer::Vm(id), target, &[], STATUS_CAPACITY, What::WorkerStatus);
+    }
+
+    pub(super) fn worker_status(&mut self, peer: Peer, completion: &Completion) {
+        let Peer::Vm(id) = peer else { return };
+        let status = completion.status.is_success().then_some(&completion.output);
+        let status = status.and_then(|json| serde_json::from_slice::<WorkerStatus>(json).ok());
+        let Some(status) = status else {
+            self.nonsense(peer, "Status");
+            return;
+        };
+        for DeviceStatus { adapter, serial, state, .. } in status.devices {
+            // Those of this life are reported, and taken away, by and by.
+            if !self.is_ours(serial) {
+                self.met_device(id, adapter, serial, state);
+            }
         }
-        // Some of an earlier life of the stack may be left.
+        self.met(peer);
         let wanted = self.adapters_of(id);
-        let adapters = u32::try_from(MAX_ADAPTERS).unwrap_or(u32::MAX);
-        for number in (0..adapters).filter(|number| !wanted.contains_key(number)) {
-            self.remove_adapter(id, number);
+        for AdapterStatus { adapter, .. } in status.adapters {
+            if !wanted.contains_key(&adapter) {
+                self.remove_adapter(id, adapter);
+            }
         }
         self.tell_adapters(id);
         self.ask_worker(id);
     }
 
     pub(super) fn worker_lost(&mut self, id: VmId) {
+        self.forget_met(id);
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.told.clear();
             vm.state = VmState::Off;
@@ -101,27 +121,18 @@ impl Runtime {
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.told.remove(&adapter);
         }
-        let what =
-            What::Command { adapter: None, request: "RemoveAdapter", absence_is_fine: true };
+        let what = What::Command { adapter: None, request: "RemoveAdapter", absence_is_fine: true };
         let code = PrivateControl::RemoveAdapter.code();
         let _ = self.send_private(Peer::Vm(id), code, &AdapterNumber { adapter }, 0, what);
     }
 
     /// Tells a VM's host side about a VF.
-    pub(super) fn device_command(
-        &mut self,
-        id: AdapterId,
-        serial: VfSerial,
-        command: VpciCommand,
-    ) {
+    pub(super) fn device_command(&mut self, id: AdapterId, serial: VfSerial, command: VpciCommand) {
         let Some(adapter) = self.adapters.get_mut(&id) else { return };
         let (peer, number) = (Peer::Vm(adapter.vm), adapter.number);
         let device = DeviceName { adapter: number, serial: serial.0 };
-        let refusable = |request| What::Command {
-            adapter: Some(id),
-            request,
-            absence_is_fine: false,
-        };
+        let refusable =
+            |request| What::Command { adapter: Some(id), request, absence_is_fine: false };
         let sent = match command {
             VpciCommand::Offer(offer) => {
                 adapter.offered = Some(serial);
@@ -233,7 +244,6 @@ impl Runtime {
     }
 
     fn device_report(&mut self, vm: VmId, number: u32, serial: u32, state: DeviceState) {
-        let peer = Peer::Vm(vm);
         let found = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == number);
         let id = found.map(|(id, _)| *id);
         let report = match state {
@@ -248,8 +258,9 @@ impl Runtime {
         let is_gone = matches!(report, VpciReport::OfferFailed(_) | VpciReport::Removed);
         let offered = found.and_then(|(_, adapter)| adapter.offered);
         if offered != Some(VfSerial(serial)) {
-            if !is_gone {
-                self.take_stale(peer, id, number, serial);
+            let met = !self.is_ours(serial) && self.met_device(vm, number, serial, state);
+            if !met && !is_gone {
+                self.remove_stale(vm, number, serial, true);
             }
             return;
         }
@@ -266,17 +277,6 @@ impl Runtime {
             self.inputs.push_back(Input::Vpci(id, VfSerial(serial), VpciReport::Offered));
         }
         self.inputs.push_back(Input::Vpci(id, VfSerial(serial), report));
-    }
-
-    /// A device that nobody knows of: of an earlier life of the stack, or of a connection that broke.
-    fn take_stale(&mut self, peer: Peer, adapter: Option<AdapterId>, number: u32, serial: u32) {
-        let input = RemoveVf { adapter: number, serial, surprise: true };
-        let what = What::Command { adapter, request: "RemoveVf", absence_is_fine: true };
-        if self.send_private(peer, PrivateControl::RemoveVf.code(), &input, 0, what).is_ok()
-            && !self.is_ours(serial)
-        {
-            self.publish(ProcessEvent::StaleVfRemoved { adapter, peer, serial });
-        }
     }
 }
 

@@ -1,0 +1,425 @@
+//! A switch and the host sides of VMs as the stack sees them, with guests behind them that do what is asked.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use device_control::{
+    Client, Completion, DeviceControlHandler, DeviceControlServer, DriverName, Request,
+    ServerConfig,
+};
+use pcivirt_protocol::NtStatus;
+use serde::de::DeserializeOwned;
+use virtual_switch::control as switch;
+use vm_worker::control as worker;
+
+use crate::levels::Levels;
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the guests behave.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// They take VFs that they are offered.
+    pub uses_vf: bool,
+    /// They leave VFs and give them up when asked to.
+    pub willing: bool,
+}
+
+pub struct Port {
+    pub config: switch::PortConfig,
+    pub report: switch::PortReport,
+}
+
+#[derive(Default)]
+pub struct Vm {
+    pub adapters: BTreeMap<u32, worker::AdapterConfig>,
+    pub devices: BTreeMap<(u32, u32), worker::OfferVf>,
+    reports: Levels,
+}
+
+pub struct State {
+    pub manners: Manners,
+    pub ports: BTreeMap<String, Port>,
+    pub vms: BTreeMap<String, Vm>,
+    /// What the switch and the VMs were told, in order.
+    pub told: Vec<String>,
+    sessions: u64,
+    reports: Levels,
+}
+
+pub struct Guests {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Guests {
+    pub fn new() -> Arc<Self> {
+        let state = State {
+            manners: Manners { uses_vf: true, willing: true },
+            ports: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            told: Vec::new(),
+            sessions: 0,
+            reports: Levels::default(),
+        };
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn manners(&self, manners: Manners) {
+        self.lock().manners = manners;
+    }
+
+    /// Waits for something that is told or becomes so.
+    pub fn until(&self, what: &str, done: impl Fn(&State) -> bool) {
+        let start = Instant::now();
+        let mut state = self.lock();
+        while !done(&state) {
+            assert!(start.elapsed() < PATIENCE, "{what}: {:#?}", state.told);
+            state = self.changed.wait_timeout(state, Duration::from_secs(1)).unwrap().0;
+        }
+    }
+
+    /// A switch without ports starts.
+    pub fn start_switch(self: &Arc<Self>, socket: &Path) -> DeviceControlServer {
+        let mut state = self.lock();
+        state.ports.clear();
+        state.reports = Levels::default();
+        drop(state);
+        let config = ServerConfig::new(socket, DriverName::new("switch").unwrap());
+        DeviceControlServer::start(config, Arc::new(SwitchEnd(Arc::clone(self)))).unwrap()
+    }
+
+    /// A VM starts: its NetVSCs come up when their ports are there.
+    pub fn start_vm(self: &Arc<Self>, name: &str, socket: &Path) -> DeviceControlServer {
+        let mut vm = Vm::default();
+        let running = worker::WorkerReport::Guest { state: worker::GuestState::Running };
+        vm.reports.set("guest".into(), &running);
+        let mut state = self.lock();
+        state.vms.insert(name.into(), vm);
+        drop(state);
+        let config = ServerConfig::new(socket, DriverName::new(name).unwrap());
+        let end = WorkerEnd { guests: Arc::clone(self), vm: name.into() };
+        DeviceControlServer::start(config, Arc::new(end)).unwrap()
+    }
+
+    /// A VM ends, and its channels with it.
+    pub fn stop_vm(&self, name: &str, server: DeviceControlServer) {
+        drop(server);
+        let mut state = self.lock();
+        state.vms.remove(name);
+        let ports: Vec<String> = state.ports.keys().cloned().collect();
+        for port in ports.iter().filter(|port| port.starts_with(&format!("{name}/"))) {
+            state.close(port);
+        }
+    }
+}
+
+impl State {
+    /// The NetVSC behind a port comes up, if there is one that is not.
+    fn open(&mut self, port: &str) {
+        let has_guest =
+            self.vms.values().any(|vm| vm.adapters.values().any(|adapter| adapter.port == port));
+        self.sessions += 1;
+        let session = self.sessions;
+        let Some(found) = self.ports.get_mut(port) else { return };
+        if has_guest && found.report.guest == switch::GuestState::Closed {
+            found.report.guest = switch::GuestState::Ready { sriov: found.config.sriov };
+            found.report.session = session;
+            self.tell(port);
+            self.use_vf(port);
+        }
+    }
+
+    fn close(&mut self, port: &str) {
+        let Some(found) = self.ports.get_mut(port) else { return };
+        found.report.guest = switch::GuestState::Closed;
+        found.report.asks = None;
+        self.tell(port);
+    }
+
+    fn tell(&mut self, port: &str) {
+        if let Some(found) = self.ports.get(port) {
+            self.reports.set(port.to_owned(), &found.report);
+        }
+    }
+
+    fn ask(&mut self, port: &str, path: switch::DataPath) {
+        let Some(found) = self.ports.get_mut(port) else { return };
+        found.report.asks = Some(path);
+        found.report.request += 1;
+        self.tell(port);
+    }
+
+    /// Asks for the VF if there is one in the guest that belongs to the port, and is not used yet.
+    fn use_vf(&mut self, port: &str) {
+        if !self.manners.uses_vf {
+            return;
+        }
+        let Some(found) = self.ports.get(port) else { return };
+        let Some(serial) = found.report.vf else { return };
+        let there = self.vms.values().any(|vm| vm.devices.keys().any(|(_, its)| *its == serial));
+        let up = found.report.guest != switch::GuestState::Closed;
+        if there
+            && up
+            && found.report.asks.is_none()
+            && found.report.active == switch::DataPath::Synthetic
+        {
+            self.ask(port, switch::DataPath::Vf);
+        }
+    }
+
+    fn command(&mut self, port: &str, command: switch::VfCommand) -> Result<(), NtStatus> {
+        let willing = self.manners.willing;
+        let found = self.ports.get_mut(port).ok_or(NtStatus::NOT_FOUND)?;
+        match command {
+            switch::VfCommand::VfAvailable { serial } => found.report.vf = Some(serial),
+            switch::VfCommand::VfLost { serial } => {
+                if found.report.vf == Some(serial) {
+                    found.report.vf = None;
+                }
+            }
+            switch::VfCommand::SwitchDataPath { to } => {
+                if willing {
+                    self.ask(port, to);
+                } else {
+                    found.report.active = to;
+                }
+            }
+            switch::VfCommand::CompleteSwitch { active } => {
+                found.report.asks = None;
+                found.report.active = active;
+            }
+        }
+        self.tell(port);
+        self.use_vf(port);
+        Ok(())
+    }
+
+    fn report(&mut self, vm: &str, adapter: u32, serial: u32, state: worker::DeviceState) {
+        let report = worker::WorkerReport::Device { adapter, serial, state };
+        let Some(vm) = self.vms.get_mut(vm) else { return };
+        vm.reports.set(format!("{adapter} {serial}"), &report);
+    }
+}
+
+fn parse<T: DeserializeOwned>(request: &Request) -> Result<T, NtStatus> {
+    serde_json::from_slice(&request.input).map_err(|_| NtStatus::INVALID_PARAMETER)
+}
+
+fn finish(request: Request, result: Result<(), NtStatus>) {
+    request.complete(result.err().unwrap_or(NtStatus::SUCCESS));
+}
+
+struct SwitchEnd(Arc<Guests>);
+
+impl DeviceControlHandler for SwitchEnd {
+    fn disconnected(&self, client: &Client) {
+        self.0.lock().reports.gone(client.id.0);
+    }
+
+    fn private(&self, client: &Client, code: u32, request: Request) {
+        use switch::PrivateControl as Control;
+        let mut state = self.0.lock();
+        match Control::from_code(code).unwrap() {
+            Control::Status => {
+                let status = status(&state);
+                let output = serde_json::to_vec(&status).unwrap();
+                let room = request.output_capacity;
+                request.complete(Completion::output(output, room));
+            }
+            Control::SetPort => {
+                let config: switch::PortConfig = parse(&request).unwrap();
+                let port = config.port.clone();
+                state.told.push(format!("SetPort {port}"));
+                let report = switch::PortReport {
+                    port: port.clone(),
+                    guest: switch::GuestState::Closed,
+                    session: 0,
+                    asks: None,
+                    request: 0,
+                    vf: None,
+                    active: switch::DataPath::Synthetic,
+                };
+                let entry = state.ports.entry(port.clone());
+                entry.or_insert(Port { config: config.clone(), report }).config = config;
+                state.tell(&port);
+                state.open(&port);
+                request.complete(NtStatus::SUCCESS);
+            }
+            Control::DeletePort => {
+                let switch::PortName { port } = parse(&request).unwrap();
+                state.told.push(format!("DeletePort {port}"));
+                let found = state.ports.remove(&port).map(|_| ()).ok_or(NtStatus::NOT_FOUND);
+                finish(request, found);
+            }
+            Control::PortCommand => {
+                let switch::PortCommand { port, command } = parse(&request).unwrap();
+                state.told.push(format!("{port} {}", kind(&command)));
+                let done = state.command(&port, command);
+                finish(request, done);
+            }
+            Control::NextReport => state.reports.next(client.id.0, request.pend()),
+            other => panic!("the stack does not ask for {other:?}"),
+        }
+        drop(state);
+        self.0.changed.notify_all();
+    }
+}
+
+/// A command without the serial number, which differs from run to run.
+fn kind(command: &switch::VfCommand) -> String {
+    match command {
+        switch::VfCommand::VfAvailable { .. } => "VfAvailable".into(),
+        switch::VfCommand::VfLost { .. } => "VfLost".into(),
+        switch::VfCommand::SwitchDataPath { to } => format!("SwitchDataPath {to}"),
+        switch::VfCommand::CompleteSwitch { active } => format!("CompleteSwitch {active}"),
+    }
+}
+
+fn status(state: &State) -> switch::SwitchStatus {
+    let ports = state.ports.values().map(|port| switch::PortStatus {
+        port: port.config.port.clone(),
+        kind: port.config.kind.clone(),
+        mac: port.config.mac.clone(),
+        vlan: port.config.vlan.clone(),
+        guest: port.report.guest,
+        vf: port.report.vf,
+        data_path: port.report.active,
+        channels: Vec::new(),
+        statistics: Default::default(),
+    });
+    let uplink = switch::UplinkStatus {
+        spec: "none".into(),
+        connected: true,
+        link_up: true,
+        last_error: None,
+        statistics: Default::default(),
+    };
+    switch::SwitchStatus { name: "switch".into(), uplink, host: None, ports: ports.collect() }
+}
+
+fn worker_status(name: &str, vm: &Vm) -> worker::WorkerStatus {
+    let adapters = vm.adapters.values().map(|config| worker::AdapterStatus {
+        adapter: config.adapter,
+        mac: config.mac.clone(),
+        switch: config.switch.clone(),
+        port: config.port.clone(),
+        connected: true,
+        last_error: None,
+        offered: true,
+        channels: 1,
+    });
+    let devices = vm.devices.values().map(|offer| worker::DeviceStatus {
+        adapter: offer.adapter,
+        serial: offer.serial,
+        vf: offer.vf,
+        state: worker::DeviceState::DeviceStarted,
+        bars: BTreeMap::new(),
+        vectors: 1,
+    });
+    worker::WorkerStatus {
+        name: name.into(),
+        guest: worker::GuestState::Running,
+        vmbus: None,
+        adapters: adapters.collect(),
+        devices: devices.collect(),
+    }
+}
+
+struct WorkerEnd {
+    guests: Arc<Guests>,
+    vm: String,
+}
+
+impl DeviceControlHandler for WorkerEnd {
+    fn disconnected(&self, client: &Client) {
+        if let Some(vm) = self.guests.lock().vms.get_mut(&self.vm) {
+            vm.reports.gone(client.id.0);
+        }
+    }
+
+    fn private(&self, client: &Client, code: u32, request: Request) {
+        let mut state = self.guests.lock();
+        self.control(&mut state, client, code, request);
+        drop(state);
+        self.guests.changed.notify_all();
+    }
+}
+
+impl WorkerEnd {
+    fn control(&self, state: &mut State, client: &Client, code: u32, request: Request) {
+        use worker::DeviceState as Device;
+        use worker::PrivateControl as Control;
+        let manners = state.manners;
+        let name = self.vm.clone();
+        let Some(vm) = state.vms.get_mut(&name) else { return };
+        match Control::from_code(code).unwrap() {
+            Control::Status => {
+                let output = serde_json::to_vec(&worker_status(&name, vm)).unwrap();
+                let room = request.output_capacity;
+                request.complete(Completion::output(output, room));
+            }
+            Control::SetAdapter => {
+                let config: worker::AdapterConfig = parse(&request).unwrap();
+                let port = config.port.clone();
+                let before = vm.adapters.insert(config.adapter, config);
+                state.told.push(format!("{name} SetAdapter {port}"));
+                if let Some(before) = before.filter(|before| before.port != port) {
+                    state.close(&before.port);
+                }
+                state.open(&port);
+                request.complete(NtStatus::SUCCESS);
+            }
+            Control::RemoveAdapter => {
+                let worker::AdapterNumber { adapter } = parse(&request).unwrap();
+                let removed = vm.adapters.remove(&adapter);
+                if let Some(removed) = &removed {
+                    state.told.push(format!("{name} RemoveAdapter {adapter}"));
+                    state.close(&removed.port);
+                }
+                finish(request, removed.map(|_| ()).ok_or(NtStatus::NOT_FOUND));
+            }
+            Control::OfferVf => {
+                let offer: worker::OfferVf = parse(&request).unwrap();
+                let (adapter, serial) = (offer.adapter, offer.serial);
+                vm.devices.insert((adapter, serial), offer);
+                let port = vm.adapters.get(&adapter).map(|adapter| adapter.port.clone());
+                state.told.push(format!("{name} OfferVf {adapter}"));
+                request.complete(NtStatus::SUCCESS);
+                if !manners.uses_vf {
+                    state.report(&name, adapter, serial, Device::Offered);
+                    return;
+                }
+                state.report(&name, adapter, serial, Device::DeviceStarted);
+                if let Some(port) = port {
+                    state.use_vf(&port);
+                }
+            }
+            Control::EjectVf => {
+                let worker::DeviceName { adapter, serial } = parse(&request).unwrap();
+                state.told.push(format!("{name} EjectVf {adapter}"));
+                request.complete(NtStatus::SUCCESS);
+                if manners.willing {
+                    state.report(&name, adapter, serial, Device::EjectComplete);
+                }
+            }
+            Control::RemoveVf => {
+                let worker::RemoveVf { adapter, serial, surprise } = parse(&request).unwrap();
+                vm.devices.remove(&(adapter, serial));
+                let how = if surprise { " by surprise" } else { "" };
+                state.told.push(format!("{name} RemoveVf {adapter}{how}"));
+                request.complete(NtStatus::SUCCESS);
+                state.report(&name, adapter, serial, Device::Removed);
+            }
+            Control::ReplaceMitigatedRanges => request.complete(NtStatus::SUCCESS),
+            Control::NextReport => vm.reports.next(client.id.0, request.pend()),
+            other => panic!("the stack does not ask for {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What a played server has to report: of each object the latest state, to each client what it was not told.
+
+use std::collections::BTreeMap;
+
+use device_control::{Completion, PendingRequest};
+use serde::Serialize;
+
+#[derive(Default)]
+pub struct Levels {
+    levels: BTreeMap<String, Vec<u8>>,
+    clients: BTreeMap<u64, Client>,
+}
+
+#[derive(Default)]
+struct Client {
+    told: BTreeMap<String, Vec<u8>>,
+    pending: Option<PendingRequest>,
+}
+
+impl Levels {
+    pub fn set(&mut self, object: String, level: &impl Serialize) {
+        self.levels.insert(object, serde_json::to_vec(level).unwrap());
+        self.serve();
+    }
+
+    /// A client asks for the next report.
+    pub fn next(&mut self, client: u64, pending: PendingRequest) {
+        self.clients.entry(client).or_default().pending = Some(pending);
+        self.serve();
+    }
+
+    pub fn gone(&mut self, client: u64) {
+        self.clients.remove(&client);
+    }
+
+    fn serve(&mut self) {
+        for client in self.clients.values_mut().filter(|client| client.pending.is_some()) {
+            let new =
+                self.levels.iter().find(|(object, level)| client.told.get(*object) != Some(*level));
+            let Some((object, level)) = new else { continue };
+            client.told.insert(object.clone(), level.clone());
+            let pending = client.pending.take().unwrap();
+            let _ = pending.complete(Completion::output(level.clone(), 4096));
+        }
+    }
+}
