@@ -49,23 +49,34 @@ pub(crate) fn port(number: u32) -> anyhow::Result<VPortId> {
     VPortId::new(number).context("a port's number")
 }
 
+/// Where the pages of rings begin, for the guest.
+const RINGS_AT: usize = 1 << 32;
+
 /// A guest's memory, handed out from the bottom.
 pub(crate) struct GuestMemory {
-    pub(crate) mapping: SharedMapping,
-    /// As its host sees it: one region at 0.
+    /// As its host sees it: buffers at 0, rings at [`RINGS_AT`].
     pub(crate) map: DmaMap,
+    /// Bytes of both.
+    lengths: (usize, usize),
     next: usize,
+    next_ring: usize,
 }
 
 impl GuestMemory {
-    /// So many bytes, of 2 MiB pages where there are some.
-    pub(crate) fn new(bytes: usize) -> anyhow::Result<Self> {
+    /// So many bytes, of 2 MiB pages where there are some, and so many for rings. Those are mapped twice over, page by
+    /// page, and so lie in small pages.
+    pub(crate) fn new(bytes: usize, rings: usize) -> anyhow::Result<Self> {
         let bytes = bytes.next_multiple_of(HUGE);
         let create = |pages| SharedMapping::create("guest", bytes, pages);
         let (mapping, _) = create(PageSize::Huge2M).or_else(|_| create(PageSize::Base))?;
-        let region =
-            DmaRegion { iova: DmaAddress(0), mapping: mapping.clone(), access: Access::ReadWrite };
-        Ok(Self { mapping, map: DmaMap::empty().with(region)?, next: 0 })
+        let (ring_mapping, _) = SharedMapping::create("guest rings", rings, PageSize::Base)?;
+        let region = |at: usize, mapping| DmaRegion {
+            iova: DmaAddress(at as u64),
+            mapping,
+            access: Access::ReadWrite,
+        };
+        let map = DmaMap::empty().with(region(0, mapping))?.with(region(RINGS_AT, ring_mapping))?;
+        Ok(Self { map, lengths: (bytes, rings), next: 0, next_ring: 0 })
     }
 
     /// A buffer of so many bytes, and the frame numbers of its pages.
@@ -73,15 +84,22 @@ impl GuestMemory {
         let pages = bytes.div_ceil(PAGE);
         let first = self.next;
         self.next += pages;
-        ensure!(self.next * PAGE <= self.mapping.len(), "guest memory is used up");
-        let frames: Vec<u64> = (first..self.next).map(|frame| frame as u64).collect();
-        let buffer = GuestBuffer::new(&self.map, &frames, 0, u32::try_from(pages * PAGE)?)?;
+        ensure!(self.next * PAGE <= self.lengths.0, "guest memory is used up");
+        self.pages(first, pages)
+    }
+
+    fn pages(&self, first: usize, count: usize) -> anyhow::Result<(GuestBuffer, Vec<u64>)> {
+        let frames: Vec<u64> = (first..first + count).map(|frame| frame as u64).collect();
+        let buffer = GuestBuffer::new(&self.map, &frames, 0, u32::try_from(count * PAGE)?)?;
         Ok((buffer, frames))
     }
 
     /// An open channel: the host's end, and the guest's.
     pub(crate) fn channel(&mut self, pages: usize) -> anyhow::Result<(Channel, Channel)> {
-        let (rings, _) = self.buffer(2 * pages * PAGE)?;
+        let first = RINGS_AT / PAGE + self.next_ring;
+        self.next_ring += 2 * pages;
+        ensure!(self.next_ring * PAGE <= self.lengths.1, "memory for rings is used up");
+        let (rings, _) = self.pages(first, 2 * pages)?;
         let (up, down) = rings.rings(pages)?;
         up.clear();
         down.clear();
@@ -130,7 +148,8 @@ impl Guest {
         mut asks: impl FnMut(DataPath) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let mut memory = GuestMemory::new(
-            RECEIVE_BUFFER + SEND_BUFFER + (LARGE * LargeBuffers::PAGES + 3 * RING_PAGES) * PAGE,
+            RECEIVE_BUFFER + SEND_BUFFER + LARGE * LargeBuffers::PAGES * PAGE,
+            2 * RING_PAGES * PAGE,
         )?;
         let (host, guest) = memory.channel(RING_PAGES)?;
         let (receive, _) = memory.buffer(RECEIVE_BUFFER)?;

@@ -98,7 +98,7 @@ fn repeat(
 
 /// One packet through a ring, written and read by one thread.
 fn ring(size: u16, together: u32, duration: Duration) -> anyhow::Result<f64> {
-    let mut memory = GuestMemory::new(4 * RING_PAGES * 4096)?;
+    let mut memory = GuestMemory::new(4096, 2 * RING_PAGES * 4096)?;
     let (mut host, mut guest) = memory.channel(RING_PAGES)?;
     let payload = vec![0x5A; size.into()];
     let mut seen = vec![0; size.into()];
@@ -133,7 +133,7 @@ fn wait(channel: &mut Channel, sleep: bool) -> anyhow::Result<()> {
 
 /// A request of 40 bytes to another thread, and its completion.
 fn round_trip(duration: Duration, cores: Cores, sleep: bool) -> anyhow::Result<f64> {
-    let mut memory = GuestMemory::new(4 * RING_PAGES * 4096)?;
+    let mut memory = GuestMemory::new(4096, 2 * RING_PAGES * 4096)?;
     let (mut host, mut guest) = memory.channel(RING_PAGES)?;
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -189,7 +189,7 @@ fn round_trip(duration: Duration, cores: Cores, sleep: bool) -> anyhow::Result<f
 /// A frame from a guest's ring to whoever forwards it.
 fn transmit(size: u16, together: bool, duration: Duration) -> anyhow::Result<f64> {
     const COUNT: u32 = 48;
-    let mut memory = GuestMemory::new(16 << 20)?;
+    let mut memory = GuestMemory::new(8 << 20, 2 * 129 * 4096)?;
     let (host, guest) = memory.channel(129)?;
     let (receive, _) = memory.buffer(2 << 20)?;
     let (send, _) = memory.buffer(1 << 20)?;

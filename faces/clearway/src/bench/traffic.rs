@@ -15,7 +15,8 @@ const NUMBER_AT: usize = 48;
 /// The MAC address of VF `number`.
 pub(crate) fn mac(number: u32) -> [u8; 6] {
     let [_, a, b, c] = number.to_be_bytes();
-    [0x02, 0, 0, a, b, c]
+    // Not 02:00, which Linux's tulip driver misreads.
+    [0x02, 0x15, 0x5D, a, b, c]
 }
 
 /// Ethernet, IPv4 and UDP headers of a frame of `size` bytes.

@@ -63,15 +63,6 @@ impl StackThread {
     /// Starts it on the adapter with this control socket.
     pub(super) fn start(socket: &Path, bonded: Bonded) -> anyhow::Result<Self> {
         let client = DeviceControlClient::connect(socket, &DriverName::new("stack")?, PATIENCE)?;
-        // Frames of guests that have just left their VF, or are about to, are on their way here.
-        let policy = SetVPortPolicy {
-            vport: 0,
-            allow_spoofing: true,
-            allow_promiscuous: false,
-            vlan: VlanMode::Transparent,
-        };
-        let code = PrivateControl::SetVPortPolicy.code();
-        client.private(code, &serde_json::to_vec(&policy)?, 64, PATIENCE)?;
         let (inputs, from_outside) = unbounded();
         let (tell, told) = unbounded();
         let stop = Arc::new(AtomicBool::new(false));
@@ -113,6 +104,22 @@ impl StackThread {
         config.switch = Some(SWITCH);
         config.iov_weight = 100;
         self.tell(Input::AdapterSet(id, config))
+    }
+
+    /// Lets frames of any source address pass through the default VPort: those of guests that have just left their VF,
+    /// or are about to, are on their way there. The NIC switch must be there.
+    pub(super) fn open_default_vport(&self, socket: &Path) -> anyhow::Result<()> {
+        let name = DriverName::new("bench")?;
+        let client = DeviceControlClient::connect(socket, &name, PATIENCE)?;
+        let policy = SetVPortPolicy {
+            vport: 0,
+            allow_spoofing: true,
+            allow_promiscuous: false,
+            vlan: VlanMode::Transparent,
+        };
+        let code = PrivateControl::SetVPortPolicy.code();
+        client.private(code, &serde_json::to_vec(&policy)?, 64, PATIENCE)?;
+        Ok(())
     }
 
     /// Waits until something is told.
