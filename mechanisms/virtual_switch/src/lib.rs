@@ -4,7 +4,7 @@
 //! It decides by the rules of [`nic_switch`], so that a VM is subject to the same MAC, VLAN and spoofing policy on
 //! its synthetic path as on its VF; here each port is a VPort of that table, and the uplink is its physical port.
 //! There is no learning: every address behind a port is assigned to it, and what is unknown lies behind the uplink.
-//! It offers no channel and opens no device. Ports and policies change between two rounds, which makes each change
+//! It offers no channel; whoever plays a guest's host side opens one over the socket. Ports and policies change between two rounds, which makes each change
 //! atomic towards frames.
 //!
 //! | module | what it does |
@@ -17,6 +17,9 @@
 //! | [`TulipPort`] | a VM's emulated adapter, served over vfio-user |
 //! | [`Worker`] | the thread that drives a switch, and the handle by which control reaches it |
 //! | [`AvfUplink`] | the default VPort of an SR-IOV adapter, by the AVF driver |
+//! | [`UplinkPort`] | an interface, a capture or a cable as uplink; the host's own interface |
+//! | [`control`] | what is asked and told over a switch's socket |
+//! | [`server`] | a switch behind its socket: a process of its own |
 //!
 //! A frame is copied once, out of its sender's memory into its receiver's. Headers that change on the way (a tag
 //! taken out, a checksum filled in, a segment's own) are made in a small staging area and copied from there.
@@ -30,12 +33,14 @@ mod finish;
 mod frame;
 mod frame_queue;
 mod port;
+pub mod server;
 mod staging;
 mod switch;
 mod synthetic_port;
 #[cfg(test)]
 mod tests;
 mod tulip_port;
+mod uplink_port;
 mod worker;
 
 pub use avf_uplink::{AvfUplink, UplinkUnsuitable};
@@ -45,4 +50,5 @@ pub use staging::Staging;
 pub use switch::{PortPolicy, PortStatistics, VirtualSwitch};
 pub use synthetic_port::SyntheticPort;
 pub use tulip_port::{TulipHandle, TulipPort, TulipPortError};
+pub use uplink_port::UplinkPort;
 pub use worker::{SwitchHandle, SwitchStopped, Worker};

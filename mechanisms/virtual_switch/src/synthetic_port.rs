@@ -64,6 +64,11 @@ impl SyntheticPort {
         if self.stale { self.find_channels() } else { self.open }
     }
 
+    /// Forgets what the adapter wanted to be done: of a guest whose channels are closed.
+    pub fn forget_upcalls(&mut self) {
+        while self.nic.next_upcall().is_some() {}
+    }
+
     fn find_channels(&self) -> u64 {
         let open = (0..MAX_CHANNELS).filter(|index| self.nic.channel(*index).is_some());
         open.fold(0, |bits, index| bits | 1 << index)
