@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::Ipv4Addr,
     os::unix::net::UnixStream,
     path::Path,
@@ -83,6 +83,7 @@ pub(crate) enum Slot {
 /// A Linux guest with one adapter.
 pub(crate) struct LinuxGuest {
     machine: Machine,
+    serial: UnixStream,
     lines: Receiver<String>,
     recent: VecDeque<String>,
     _folder: TempDir,
@@ -145,7 +146,8 @@ impl LinuxGuest {
             std::thread::sleep(Duration::from_millis(5));
         };
         stream.set_nonblocking(false)?;
-        Ok(Self { machine, lines: read_lines(stream), recent: VecDeque::new(), _folder: folder })
+        let lines = read_lines(stream.try_clone()?);
+        Ok(Self { machine, serial: stream, lines, recent: VecDeque::new(), _folder: folder })
     }
 
     /// The next mark that the guest prints; a mark `failed …` is an error. The last lines of its console go with any
@@ -183,6 +185,11 @@ impl LinuxGuest {
         let rest = mark.strip_prefix(what);
         let rest = rest.with_context(|| format!("the guest marks {mark:?}, not {what:?}"))?;
         Ok(rest.trim().to_owned())
+    }
+
+    /// Says a line to the guest, on its serial line.
+    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
+        writeln!(self.serial, "{line}").context("the guest's serial line")
     }
 
     fn recent(&self) -> String {

@@ -17,6 +17,7 @@ mod machine;
 mod qemu;
 mod qtest;
 mod qtest_tests;
+mod removal_tests;
 mod stack;
 mod tulip_tests;
 
@@ -49,8 +50,9 @@ enum Which {
         sockets: Vec<PathBuf>,
     },
     /// Boots stock Debian kernels: one whose own iavf drives a VF and pings a user-mode VM, one whose iavf is loaded,
-    /// unloaded and configured again and again under traffic, and one whose own tulip drives an emulated adapter and
-    /// pings the host behind it, before and after its driver is taken out and in.
+    /// unloaded and configured again and again under traffic, one whose iavf is unbound after the adapter was killed, and
+    /// one whose own tulip drives an emulated adapter and pings the host behind it, before and after its driver is taken
+    /// out and in.
     Qemu {
         /// Only this one; with --socket it is always the VF.
         #[arg(long, value_enum)]
@@ -83,6 +85,8 @@ enum Story {
     Vf,
     /// The one with a VF whose driver is loaded, unloaded and configured under traffic.
     Churn,
+    /// The one with a VF whose adapter is killed.
+    Removal,
     /// The one with an emulated adapter.
     EmulatedAdapter,
 }
@@ -112,14 +116,14 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
                 return linux_tests::run_on(hardware, socket, *address, *ping);
             }
             println!("QEMU {}, Linux {}", hardware.qemu.version()?, hardware.kernel.release());
-            if !matches!(only, Some(Story::Churn | Story::EmulatedAdapter)) {
-                linux_tests::run(hardware)?;
-            }
-            if !matches!(only, Some(Story::Vf | Story::EmulatedAdapter)) {
-                churn_tests::run(hardware)?;
-            }
-            if !matches!(only, Some(Story::Vf | Story::Churn)) {
-                tulip_tests::run(hardware)?;
+            for story in Story::value_variants() {
+                match story {
+                    _ if only.is_some_and(|only| only != *story) => {}
+                    Story::Vf => linux_tests::run(hardware)?,
+                    Story::Churn => churn_tests::run(hardware)?,
+                    Story::Removal => removal_tests::run(hardware)?,
+                    Story::EmulatedAdapter => tulip_tests::run(hardware)?,
+                }
             }
             Ok(())
         }
