@@ -10,7 +10,7 @@ use super::{
 };
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// What the item allows for unbinding. Most of it is spent in waits of a fixed length within iavf.
+/// What the item allows for unbinding, of which iavf itself waits half a second for what does not come.
 const MILLISECONDS: u32 = 2000;
 
 /// Kills the adapter under a guest's driver, and has the guest unbind that driver.
