@@ -220,15 +220,16 @@ impl Runtime {
             return Ok(false);
         }
         let vm = adapter.vm;
-        self.step(Input::AdapterSet(id, self.stack_config(vm, &settings)))?;
+        let effects = self.effects_of(Input::AdapterSet(id, self.stack_config(vm, &settings)))?;
         if let Some(adapter) = self.adapters.get_mut(&id) {
             adapter.settings = settings;
         }
+        self.publish(ProcessEvent::AdapterChanged { adapter: id });
+        effects.into_iter().for_each(|effect| self.carry_out(effect));
         if let Some(switch) = self.adapters.get(&id).and_then(|adapter| adapter.port_switch) {
             self.tell_ports(switch);
         }
         self.tell_adapters(vm);
-        self.publish(ProcessEvent::AdapterChanged { adapter: id });
         Ok(true)
     }
 
@@ -241,8 +242,13 @@ impl Runtime {
                 self.forget_adapter(id);
                 continue;
             };
+            let has_vf = state.has_vf();
+            if !has_vf {
+                self.clear_port(id);
+            }
+            let Some(adapter) = self.adapters.get(&id) else { continue };
             let desired = adapter.settings.switch.as_deref().and_then(|name| self.switch_id(name));
-            if adapter.port_switch != desired && !adapter.leaving && !state.has_vf() {
+            if adapter.port_switch != desired && !adapter.leaving && !has_vf {
                 self.move_port(id, desired);
             }
         }

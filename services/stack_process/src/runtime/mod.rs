@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use device_control::DriverName;
 use virtualization_stack::{
-    AdapterId, DataPath, Effect, Input, NetVspCommand, NicId, Stack, StackConfig, StackError, Time,
-    VfSerial, VmId, VmState, VmSwitchId, VpciCommand,
+    AdapterId, Effect, Input, NetVspCommand, NicId, Stack, StackConfig, StackError, Time, VfSerial,
+    VmId, VmState, VmSwitchId, VpciCommand,
 };
 
 use crate::Configuration;
@@ -71,12 +71,14 @@ struct Adapter {
     offered: Option<VfSerial>,
 }
 
-/// What of a port's report the stack was told.
+/// What a port last reported.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 struct PortLevels {
     guest: virtual_switch::control::GuestState,
     session: u64,
     request: u64,
+    vf: Option<u32>,
+    active: virtual_switch::control::DataPath,
 }
 
 /// The runtime.
@@ -209,11 +211,14 @@ impl Runtime {
 
     /// One input, and what follows from it.
     fn step(&mut self, input: Input) -> Result<(), StackError> {
-        let now = Time::since_start(self.start.elapsed());
-        for effect in self.stack.step(input, now)? {
-            self.carry_out(effect);
-        }
+        let effects = self.effects_of(input)?;
+        effects.into_iter().for_each(|effect| self.carry_out(effect));
         Ok(())
+    }
+
+    /// One input; what follows from it is to be carried out at once.
+    fn effects_of(&mut self, input: Input) -> Result<Vec<Effect>, StackError> {
+        self.stack.step(input, Time::since_start(self.start.elapsed()))
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -273,13 +278,5 @@ impl Runtime {
     const fn is_ours(&self, serial: u32) -> bool {
         let number = serial.wrapping_sub(self.first_serial);
         number != 0 && number <= self.serials
-    }
-
-    /// Where the stack has an adapter's data path.
-    fn data_path(&self, adapter: AdapterId) -> DataPath {
-        match self.stack.adapter_status(adapter) {
-            Some(status) if status.vf_data_path_active => DataPath::Vf,
-            _ => DataPath::Synthetic,
-        }
     }
 }

@@ -227,15 +227,17 @@ impl Runtime {
         self.ask_switch(id);
         let of = |adapter: &AdapterId| self.names.adapters.get(adapter) == Some(&report.port);
         let Some(adapter) = self.connected_to(id).into_iter().find(of) else { return };
-        self.stale_port(id, adapter, &report);
+        if report.active == PortPath::Synthetic || report.guest == GuestState::Closed {
+            self.on_synthetic(adapter);
+        }
         self.port_levels(adapter, &report);
     }
 
     /// What is new of a port since the stack was told of it.
     fn port_levels(&mut self, id: AdapterId, report: &PortReport) {
-        let PortReport { guest, session, request, asks, .. } = *report;
+        let PortReport { guest, session, request, asks, vf, active, .. } = *report;
         let Some(adapter) = self.adapters.get_mut(&id) else { return };
-        let before = adapter.port.replace(PortLevels { guest, session, request });
+        let before = adapter.port.replace(PortLevels { guest, session, request, vf, active });
         let was_up = before.is_some_and(|port| port.guest != GuestState::Closed);
         let same_guest = before.is_some_and(|port| port.guest == guest && port.session == session);
         if !same_guest {
@@ -254,19 +256,21 @@ impl Runtime {
         }
     }
 
-    /// A port that knows of a VF of an earlier life of the stack: the guest is to leave it.
-    fn stale_port(&mut self, switch: VmSwitchId, adapter: AdapterId, report: &PortReport) {
-        if report.active == PortPath::Synthetic || report.guest == GuestState::Closed {
-            self.on_synthetic(adapter);
-        }
-        if self.gives_back(adapter) {
+    /// A port that knows of a VF although its adapter has none: of an earlier life of the stack, or of a guest that is
+    /// gone. Who is still on it is to leave.
+    pub(super) fn clear_port(&mut self, id: AdapterId) {
+        if self.gives_back(id) {
             return;
         }
-        let Some(serial) = report.vf.filter(|serial| !self.is_ours(*serial)) else { return };
-        if report.active == PortPath::Vf && self.data_path(adapter) == DataPath::Synthetic {
+        let Some(adapter) = self.adapters.get_mut(&id) else { return };
+        let (Some(switch), Some(port)) = (adapter.port_switch, &mut adapter.port) else { return };
+        let (vf, active) = (port.vf.take(), std::mem::take(&mut port.active));
+        if active == PortPath::Vf {
             let command = VfCommand::SwitchDataPath { to: PortPath::Synthetic };
-            self.send_port_command(switch, adapter, command, "SwitchDataPath");
+            self.send_port_command(switch, id, command, "SwitchDataPath");
         }
-        self.send_port_command(switch, adapter, VfCommand::VfLost { serial }, "VfLost");
+        if let Some(serial) = vf {
+            self.send_port_command(switch, id, VfCommand::VfLost { serial }, "VfLost");
+        }
     }
 }

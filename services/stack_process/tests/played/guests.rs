@@ -30,6 +30,10 @@ pub struct Manners {
 pub struct Port {
     pub config: switch::PortConfig,
     pub report: switch::PortReport,
+    /// The guest's driver sends on the VF.
+    pub on_vf: bool,
+    /// The VF that the guest was asked to leave.
+    left: Option<u32>,
 }
 
 #[derive(Default)]
@@ -131,6 +135,7 @@ impl State {
         if has_guest && found.report.guest == switch::GuestState::Closed {
             found.report.guest = switch::GuestState::Ready { sriov: found.config.sriov };
             found.report.session = session;
+            found.on_vf = false;
             self.tell(port);
             self.use_vf(port);
         }
@@ -140,6 +145,7 @@ impl State {
         let Some(found) = self.ports.get_mut(port) else { return };
         found.report.guest = switch::GuestState::Closed;
         found.report.asks = None;
+        found.on_vf = false;
         self.tell(port);
     }
 
@@ -165,11 +171,8 @@ impl State {
         let Some(serial) = found.report.vf else { return };
         let there = self.vms.values().any(|vm| vm.devices.keys().any(|(_, its)| *its == serial));
         let up = found.report.guest != switch::GuestState::Closed;
-        if there
-            && up
-            && found.report.asks.is_none()
-            && found.report.active == switch::DataPath::Synthetic
-        {
+        let wants = !found.on_vf && found.left != Some(serial) && found.report.asks.is_none();
+        if there && up && wants {
             self.ask(port, switch::DataPath::Vf);
         }
     }
@@ -185,15 +188,16 @@ impl State {
                 }
             }
             switch::VfCommand::SwitchDataPath { to } => {
-                if willing {
+                found.report.active = to;
+                found.left = found.report.vf;
+                if willing && found.on_vf {
                     self.ask(port, to);
-                } else {
-                    found.report.active = to;
                 }
             }
             switch::VfCommand::CompleteSwitch { active } => {
-                found.report.asks = None;
+                let asked = found.report.asks.take();
                 found.report.active = active;
+                found.on_vf = active == switch::DataPath::Vf && asked == Some(active);
             }
         }
         self.tell(port);
@@ -247,7 +251,8 @@ impl DeviceControlHandler for SwitchEnd {
                     active: switch::DataPath::Synthetic,
                 };
                 let entry = state.ports.entry(port.clone());
-                entry.or_insert(Port { config: config.clone(), report }).config = config;
+                let made = Port { config: config.clone(), report, on_vf: false, left: None };
+                entry.or_insert(made).config = config.clone();
                 state.tell(&port);
                 state.open(&port);
                 request.complete(NtStatus::SUCCESS);
@@ -290,7 +295,7 @@ fn status(state: &State) -> switch::SwitchStatus {
         vlan: port.config.vlan.clone(),
         guest: port.report.guest,
         vf: port.report.vf,
-        data_path: port.report.active,
+        data_path: if port.on_vf { switch::DataPath::Vf } else { switch::DataPath::Synthetic },
         channels: Vec::new(),
         statistics: Default::default(),
     });

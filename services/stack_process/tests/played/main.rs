@@ -29,6 +29,19 @@ fn refused(outcome: Outcome) -> String {
     }
 }
 
+/// What the port of the first adapter was told of VFs. The order between two processes is nobody's.
+fn told_port(told: &[String]) -> Vec<&str> {
+    told.iter().filter_map(|line| line.strip_prefix("web/net0 ")).collect()
+}
+
+/// What the VM was told of VFs of its first adapter.
+fn told_vm(told: &[String]) -> Vec<&str> {
+    told.iter()
+        .filter_map(|line| line.strip_prefix("web "))
+        .filter(|l| l.contains("Vf 0"))
+        .collect()
+}
+
 #[test]
 fn adapters_get_vfs_and_lose_them_with_their_weight() {
     let world = World::new("");
@@ -71,23 +84,17 @@ fn adapters_get_vfs_and_lose_them_with_their_weight() {
     assert_eq!(reason.text, "no VF is asked for: IovWeight is 0");
     assert_eq!(world.nic_status().vfs.len(), 1);
     let told = world.guests.lock().told.clone();
-    let of_net0: Vec<_> = told
-        .iter()
-        .filter(|line| line.starts_with("web/net0 ") || line.ends_with("Vf 0"))
-        .collect();
     assert_eq!(
-        of_net0,
+        told_port(&told),
         [
-            "web/net0 VfAvailable",
-            "web OfferVf 0",
-            "web/net0 CompleteSwitch VF",
-            "web/net0 SwitchDataPath synthetic",
-            "web/net0 CompleteSwitch synthetic",
-            "web/net0 VfLost",
-            "web EjectVf 0",
-            "web RemoveVf 0",
+            "VfAvailable",
+            "CompleteSwitch VF",
+            "SwitchDataPath synthetic",
+            "CompleteSwitch synthetic",
+            "VfLost",
         ]
     );
+    assert_eq!(told_vm(&told), ["OfferVf 0", "EjectVf 0", "RemoveVf 0"]);
     let events = world.events();
     let step = |text: &str| {
         events
@@ -215,10 +222,7 @@ fn vfs_outlive_their_switch_and_its_ports_are_set_again() {
     // The guests' drivers come up anew, are told of the VFs that they still have, and say that they use them.
     world.guests.until("ports know their VFs", |state| {
         state.ports.len() == 2
-            && state.ports.values().all(|port| {
-                port.report.vf.is_some()
-                    && port.report.active == virtual_switch::control::DataPath::Vf
-            })
+            && state.ports.values().all(|port| port.report.vf.is_some() && port.on_vf)
     });
     let status = world.until_active();
     for (before, adapter) in adapters(&before).zip(adapters(&status)) {
@@ -240,6 +244,12 @@ fn a_vm_that_is_killed_leaves_no_vf_behind() {
     assert_eq!(status.vms[0].adapters[0].reasons[0].text, "VM web does not run");
     world.until_synthetic();
     assert_eq!(world.nic_status().vfs.len(), 0);
+    world.guests.until("its ports forget their VFs", |state| {
+        let synthetic = virtual_switch::control::DataPath::Synthetic;
+        let forgot =
+            |port: &guests::Port| port.report.vf.is_none() && port.report.active == synthetic;
+        state.ports.values().all(forgot)
+    });
     world.start_web();
     world.until_active();
 }
@@ -262,26 +272,18 @@ fn a_stack_that_is_started_anew_takes_over_from_the_one_before() {
         assert!(!old.contains(&adapter.virtual_function.as_ref().unwrap().serial));
     }
     let told = world.guests.lock().told.clone();
-    let of_net0: Vec<_> = told
-        .iter()
-        .filter(|line| line.starts_with("web/net0 ") || line.ends_with(" 0"))
-        .filter(|line| !line.contains("Adapter"))
-        .collect();
     assert_eq!(
-        of_net0,
+        told_port(&told),
         [
-            // The guest gives back what it has.
-            "web/net0 SwitchDataPath synthetic",
-            "web/net0 CompleteSwitch synthetic",
-            "web/net0 VfLost",
-            "web EjectVf 0",
-            "web RemoveVf 0",
-            // And gets another.
-            "web/net0 VfAvailable",
-            "web OfferVf 0",
-            "web/net0 CompleteSwitch VF",
+            // The guest gives back what it has, and gets another.
+            "SwitchDataPath synthetic",
+            "CompleteSwitch synthetic",
+            "VfLost",
+            "VfAvailable",
+            "CompleteSwitch VF",
         ]
     );
+    assert_eq!(told_vm(&told), ["EjectVf 0", "RemoveVf 0", "OfferVf 0"]);
     let state = world.guests.lock();
     assert_eq!(state.vms["web"].devices.len(), 2, "the old ones are gone");
     assert!(state.ports.values().all(|port| port.report.vf.is_some_and(|vf| !old.contains(&vf))));
@@ -328,11 +330,13 @@ fn policies_and_connections_decide_too() {
     let connection = Some(Connection::Disconnected);
     world.guests.lock().told.clear();
     assert_eq!(world.set("net1", AdapterChange { connection, ..change() }), Outcome::Done);
-    world.guests.until("the port is deleted", |state| !state.ports.contains_key("web/net1"));
+    world.guests.until("the port is deleted", |state| {
+        !state.ports.contains_key("web/net1") && !state.vms["web"].adapters.contains_key(&1)
+    });
     let told = world.guests.lock().told.clone();
     let at = |text: &str| told.iter().position(|line| line == text).unwrap_or(usize::MAX);
     assert!(at("web RemoveVf 1") < at("web RemoveAdapter 1"), "{told:#?}");
-    assert!(at("web RemoveAdapter 1") < at("DeletePort web/net1"), "{told:#?}");
+    assert!(at("web RemoveVf 1") < at("DeletePort web/net1"), "{told:#?}");
     let connection = Some(Connection::Switch("external".into()));
     assert_eq!(world.set("net1", AdapterChange { connection, ..change() }), Outcome::Done);
     world.until_active();
@@ -346,7 +350,7 @@ fn a_configuration_that_is_read_again_adds_removes_and_changes() {
     world.write("iov-weigth = 1");
     let why = refused(reload());
     assert!(
-        why.contains("stack.toml: line 22: [[vm.adapter]] iov-weigth: there is no such"),
+        why.contains("stack.toml: line 24: [[vm.adapter]] iov-weigth: there is no such"),
         "{why}"
     );
     world.write("[timeouts]\neject = 1");
