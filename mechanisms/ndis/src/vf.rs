@@ -14,7 +14,7 @@ use crate::cache::{VfRecord, count};
 use crate::completion::Reply;
 use crate::refusal::Object;
 use crate::route::Request;
-use crate::{AllocateVf, NdisEvent, PfMiniport, Refusal, VendorDeviceId};
+use crate::{AllocateVf, NdisEvent, PfMiniport, Refusal, Requester, VendorDeviceId};
 
 /// How far from its structure a request may want its data; more has no use, and answers are as long as that.
 const MAX_BUFFER_OFFSET: u32 = 4096;
@@ -26,6 +26,18 @@ fn member(member: &'static str, value: impl Into<u64>, rule: &'static str) -> Re
 impl<M: PfMiniport> Ndis<M> {
     fn vf(&self, vf_id: VfId) -> Result<&VfRecord, Refusal> {
         self.cache.vf(vf_id).ok_or(Refusal::VfNotAllocated { vf_id, freeing: false })
+    }
+
+    /// A VF with which the requester may do what its guest notices: its own; NDIS itself speaks for the interface of
+    /// the PF driver contract, which reaches all.
+    fn own_vf(&self, request: &Request<'_>, vf_id: VfId) -> Result<(), Refusal> {
+        let record = self.vf(vf_id)?;
+        match request.requester {
+            Requester::Ndis => Ok(()),
+            Requester::Overlying(_) => {
+                Self::only_owner(request, &record.allocator, Object::Vf(vf_id))
+            }
+        }
     }
 
     pub(crate) fn allocate_vf(&mut self, request: &Request<'_>) -> Result<Reply, Refusal> {
@@ -190,7 +202,7 @@ impl<M: PfMiniport> Ndis<M> {
     pub(crate) fn reset_vf(&mut self, request: &Request<'_>) -> Result<Reply, Refusal> {
         self.active(request)?;
         let SriovResetVf { vf_id } = SriovResetVf::parse(request.input)?;
-        self.vf(vf_id)?;
+        self.own_vf(request, vf_id)?;
         self.miniport.reset_vf(vf_id).map_err(|status| request.refused(status))?;
         Ok(Reply::done(request.input.len()))
     }
@@ -199,7 +211,7 @@ impl<M: PfMiniport> Ndis<M> {
         self.active(request)?;
         let SriovSetVfPowerState { vf_id, power_state, wake_enable } =
             SriovSetVfPowerState::parse(request.input)?;
-        self.vf(vf_id)?;
+        self.own_vf(request, vf_id)?;
         self.miniport
             .set_vf_power_state(vf_id, power_state, wake_enable)
             .map_err(|status| request.refused(status))?;

@@ -1,6 +1,7 @@
 //! Whoever allocated, created or set an object is the only one to free, delete or clear it (SPEC-NDIS-SRIOV §1).
 
 use ndis_protocol::*;
+use pcivirt_protocol::DevicePowerState;
 
 use crate::Refusal;
 use crate::testing::*;
@@ -33,6 +34,32 @@ fn nobody_else_may_free_delete_clear_or_move() {
     };
     assert_eq!(bench.create_vf_vport(other_vf, 1), Err(DENIED));
     assert_eq!(bench.calls(), ["allocate_vf for vm2"], "the driver was not bothered");
+}
+
+#[test]
+fn nobody_else_may_reset_a_vf_or_change_its_power_state_but_ndis_for_the_pf_driver_contract() {
+    let mut bench = Bench::new();
+    let vf_id = bench.allocate_vf("vm1").unwrap();
+    let power_state = DevicePowerState::D3;
+    let sleep = SriovSetVfPowerState { vf_id, power_state, wake_enable: false };
+    bench.calls();
+
+    bench.speak_for("stranger");
+    assert_eq!(bench.reset_vf(vf_id), Err(DENIED));
+    assert_eq!(bench.set(Oid::SriovSetVfPowerState, &sleep), Err(DENIED));
+    assert!(bench.calls().is_empty(), "the driver was not bothered");
+
+    bench.speak_for("stack");
+    bench.reset_vf(vf_id).unwrap();
+    bench.set(Oid::SriovSetVfPowerState, &sleep).unwrap();
+    assert_eq!(bench.calls().len(), 2);
+    for (oid, input) in [
+        (Oid::SriovResetVf, SriovResetVf { vf_id }.emit()),
+        (Oid::SriovSetVfPowerState, sleep.emit()),
+    ] {
+        assert!(bench.ndis.ndis_request(oid, RequestKind::Set, &input, 0).is_success());
+    }
+    assert_eq!(bench.calls().len(), 2);
 }
 
 #[test]
