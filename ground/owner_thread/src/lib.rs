@@ -10,7 +10,7 @@
 
 use std::{
     fmt, io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,9 +21,8 @@ use std::{
 
 use arrayvec::ArrayVec;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use event_fd::EventFd;
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     thread::{CpuSet, sched_setaffinity},
 };
 
@@ -40,7 +39,7 @@ pub struct Stopped;
 /// Reaches what a thread owns from other threads. Clones reach the same.
 pub struct Handle<T> {
     commands: Sender<Command<T>>,
-    wake: Arc<EventFd>,
+    wake: Arc<OwnedFd>,
 }
 
 impl<T> Clone for Handle<T> {
@@ -70,14 +69,15 @@ impl<T> Handle<T> {
 
     /// Ends a sleep of the thread.
     pub fn wake(&self) {
-        self.wake.signal();
+        // It is non-blocking and nobody else's: a full counter means that a wake-up is pending already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 }
 
 /// The thread's end: what others ask for.
 pub struct Inbox<T> {
     commands: Receiver<Command<T>>,
-    wake: Arc<EventFd>,
+    wake: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
 }
 
@@ -124,7 +124,7 @@ impl<T> Inbox<T> {
                 poll(&mut many, limit.as_ref())
             }
         };
-        self.wake.take();
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 }
 
@@ -149,7 +149,7 @@ impl<T: Send + 'static> OwnerThread<T> {
     ) -> io::Result<Self> {
         // Unbounded, but every sender waits for its answer.
         let (commands, queue) = crossbeam_channel::unbounded();
-        let wake = Arc::new(EventFd::new()?);
+        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let stop = Arc::new(AtomicBool::new(false));
         let inbox = Inbox { commands: queue, wake: Arc::clone(&wake), stop: Arc::clone(&stop) };
         let thread =
@@ -282,8 +282,9 @@ mod tests {
     #[test]
     fn a_sleep_ends_by_any_of_its_descriptors() {
         for count in [1, FEW - 1, FEW, 3 * FEW] {
-            let fds: Vec<EventFd> = (0..count).map(|_| EventFd::new().unwrap()).collect();
-            let last = EventFd::from_peer(fds[count - 1].as_fd().try_clone_to_owned().unwrap());
+            let fds: Vec<OwnedFd> =
+                (0..count).map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()).collect();
+            let last = fds[count - 1].try_clone().unwrap();
             let (told, woken) = crossbeam_channel::bounded(1);
             let thread = OwnerThread::start("sleeper", (), move |(), inbox| {
                 // Ends at once by the signal, else never.
@@ -291,7 +292,7 @@ mod tests {
                 told.send(()).unwrap();
             })
             .unwrap();
-            last.unwrap().signal();
+            rustix::io::write(&last, &1u64.to_ne_bytes()).unwrap();
             woken.recv().unwrap();
             drop(thread);
         }
