@@ -8,6 +8,9 @@
 //! and never waits, whatever the flag and the counter are. Whoever plays such tricks misses interrupts; nobody
 //! else notices.
 //!
+//! Such a signal costs about three writes. Who makes an eventfd himself, and hands out an end that can be read and
+//! nothing else, needs none of it: a plain write will do, as `vmbus::EventFd` has it for the rings of VMBus.
+//!
 //! It refuses to know what a signal means, and to touch flags of files that others opened.
 //!
 //! Layer: ground (ARCHITECTURE.md).

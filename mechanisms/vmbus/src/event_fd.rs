@@ -18,7 +18,8 @@ use rustix::{
 /// An eventfd's open file is shared by all who have it, and so is its non-blocking flag: a peer that clears the flag
 /// and keeps the counter full could make [`EventFd::signal`] wait. So a peer that is not trusted is never given an
 /// eventfd that is signalled here, but its [`EventFd::receiving_end`]. Reading an eventfd that the peer signals does
-/// not wait where the kernel lets one say so (Linux 6.0 and later).
+/// not wait where the kernel lets one say so (Linux 6.0 and later). The crate `event_fd` signals eventfds that only the
+/// peer could have made, vfio-user's interrupts, at about three times the price.
 #[derive(Clone, Debug)]
 pub struct EventFd {
     fd: Arc<OwnedFd>,
