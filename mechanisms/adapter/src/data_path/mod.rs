@@ -95,6 +95,8 @@ pub struct DataPath {
     dirty: Vec<usize>,
     max_frame: usize,
     due: DueInterrupts,
+    /// Functions with RX queues that are enabled and have no buffers yet.
+    starting: Vec<FunctionSlot>,
     on_link: Option<Box<dyn Fn(LinkState) + Send>>,
 }
 
@@ -114,6 +116,7 @@ impl DataPath {
             dirty: Vec::with_capacity(functions),
             max_frame,
             due: DueInterrupts::default(),
+            starting: Vec::new(),
             on_link: None,
         }
     }
@@ -151,6 +154,7 @@ impl DataPath {
                 strip_vlan: false,
                 stats: ReceiveStats::default(),
                 dirty: 0,
+                starting: 0,
             });
         }
     }
@@ -284,12 +288,29 @@ impl DataPath {
             for (number, queue) in rx {
                 if let Some(place) = receiver.queues.get_mut(usize::from(number)) {
                     *place = Some(queue);
+                    receiver.starting |= 1 << number;
                 }
             }
-            receiver.update_steering();
+            self.starting.push(slot);
         }
-        self.update_receiving(slot);
+        self.admit_starting_queues();
         Ok(())
+    }
+
+    /// Lets frames into queues that have got their first buffers. Until then they go elsewhere: a driver may enable a
+    /// queue before it posts buffers, and nothing is lost by that.
+    #[cold]
+    fn admit_starting_queues(&mut self) {
+        for slot in std::mem::take(&mut self.starting) {
+            let Some(Some(receiver)) = self.receivers.get_mut(slot.0) else { continue };
+            if receiver.look_for_buffers() {
+                receiver.update_steering();
+            }
+            if receiver.starting != 0 {
+                self.starting.push(slot);
+            }
+            self.update_receiving(slot);
+        }
     }
 
     /// Stops the queues of the two bitmaps. When this returns their memory is not touched any more.
@@ -408,6 +429,9 @@ impl DataPath {
 
     /// One round over the queues and the uplink. Returns whether there was anything to do.
     pub fn poll(&mut self, now_ns: u64) -> bool {
+        if !self.starting.is_empty() {
+            self.admit_starting_queues();
+        }
         let mut worked = false;
         let mut position = 0;
         while let Some(queue) = self.schedule.hot(position) {

@@ -147,6 +147,11 @@ impl RxQueue {
         self.known() >= wanted
     }
 
+    /// Whether the driver has posted any buffer.
+    fn has_buffers(&mut self, doorbells: &DoorbellPage) -> bool {
+        self.available(1, doorbells)
+    }
+
     #[inline(always)]
     fn advance(&mut self) -> u16 {
         let index = self.head;
@@ -327,12 +332,33 @@ pub(crate) struct Receiver {
     pub(crate) stats: ReceiveStats,
     /// Queues with write-backs to publish, a bit each.
     pub(crate) dirty: u32,
+    /// Queues that are enabled and whose driver has not posted a buffer yet, a bit each.
+    pub(crate) starting: u32,
 }
 
 impl Receiver {
     /// Whether any queue can take frames.
     pub(crate) fn receiving(&self) -> bool {
-        self.queues.iter().any(Option::is_some)
+        self.ready_queues() != 0
+    }
+
+    /// Enabled queues whose driver has posted buffers, a bit each.
+    fn ready_queues(&self) -> u32 {
+        let queues = self.queues.iter().enumerate().filter(|(_, queue)| queue.is_some());
+        queues.fold(0, |bits, (number, _)| bits | 1 << number) & !self.starting
+    }
+
+    /// Looks which of the starting queues have got their first buffers; true if any has.
+    pub(crate) fn look_for_buffers(&mut self) -> bool {
+        let before = self.starting;
+        for (number, queue) in self.queues.iter_mut().enumerate() {
+            if self.starting & 1 << number != 0
+                && queue.as_mut().is_none_or(|queue| queue.has_buffers(&self.doorbells))
+            {
+                self.starting &= !(1 << number);
+            }
+        }
+        self.starting != before
     }
 
     /// Takes over what the driver asked for.
@@ -346,10 +372,9 @@ impl Receiver {
         }
     }
 
-    /// Tells the steering which queues are enabled.
+    /// Tells the steering which queues take frames.
     pub(crate) fn update_steering(&mut self) {
-        let queues = self.queues.iter().enumerate().filter(|(_, queue)| queue.is_some());
-        self.steering.set_queues(queues.fold(0, |bits, (number, _)| bits | 1 << number));
+        self.steering.set_queues(self.ready_queues());
     }
 
     /// Publishes what the burst delivered. Returns when (ns) a message that is held back is due.

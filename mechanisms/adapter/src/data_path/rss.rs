@@ -11,9 +11,9 @@ pub(crate) struct RssSteering {
     hash: Toeplitz,
     key: [u8; RSS_KEY_LEN],
     table: [u8; LOOKUP_TABLE_LEN],
-    /// Queues that are enabled, a bit each.
+    /// Queues that take frames, a bit each.
     queues: u32,
-    /// The lowest enabled queue: takes what is not hashed, or hashed to a queue that is off.
+    /// The lowest of them: takes what is not hashed, or hashed to a queue that is off.
     first: u16,
 }
 
@@ -42,7 +42,7 @@ impl RssSteering {
         self.enabled = HashEnable(if settings.enabled { settings.hash_enable } else { 0 });
     }
 
-    /// Says which queues are enabled, a bit each.
+    /// Says which queues take frames, a bit each.
     pub(crate) fn set_queues(&mut self, queues: u32) {
         self.queues = queues;
         self.first = u16::try_from(queues.trailing_zeros()).unwrap_or(0) & 31;

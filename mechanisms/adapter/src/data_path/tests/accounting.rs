@@ -254,7 +254,8 @@ proptest! {
     #[test]
     fn c47_all_hops_count_the_same_frames(
         sends in prop::collection::vec(sends(), 0..80),
-        buffers in prop::array::uniform3(0u16..64),
+        // A VF whose driver has posted none takes no frames: see receive_rules.
+        buffers in prop::array::uniform3(1u16..64),
         room in prop_oneof![Just(usize::MAX), 0usize..20],
     ) {
         let mut rig = offloads::any_vlan(3);

@@ -82,6 +82,27 @@ fn a_vport_takes_frames_only_while_its_driver_has_a_receive_queue() {
 }
 
 #[test]
+fn a_vport_takes_frames_only_once_its_driver_has_posted_buffers() {
+    let mut rig = Rig::new(2);
+    rig.path.stop_queues(vf(1), 0, 1);
+    rig.guest(1).rx_doorbells.store(0, 0);
+    rig.start(1);
+    rig.guest(0).send(&frame(1, 0, &pattern(60)));
+    rig.run();
+    // As before the queue was enabled: nothing is taken that there is no buffer for.
+    assert_eq!(rig.stats(1).receive, super::super::ReceiveStats::default());
+    assert_eq!(rig.stats(0).transmit.no_receiver, 1);
+    rig.guest(1).post(1);
+    for _ in 0..2 {
+        rig.guest(0).send(&frame(1, 0, &pattern(60)));
+    }
+    rig.run();
+    // From then on buffers that are used up are the driver's own affair.
+    let receive = rig.stats(1).receive;
+    assert_eq!((receive.unicast, receive.no_buffer), (1, 1));
+}
+
+#[test]
 fn c49_the_hash_is_there_iff_hashing_applies_and_chooses_the_queue() {
     let mut rig = Rig::new(2);
     let second = RxQueueConfig { ring: DmaAddress(RX_RING + 0x8000), ..rig.guests[1].rx_config() };
