@@ -15,6 +15,8 @@ use stack_process::control::{
 
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks at the status, if nothing is told meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A connection to the stack.
 pub(super) struct StackClient {
@@ -44,11 +46,6 @@ impl StackClient {
         let answer =
             self.control.private(PrivateControl::Status.code(), &[], STATUS_CAPACITY, TIMEOUT)?;
         Ok(serde_json::from_slice(&answer)?)
-    }
-
-    /// The adapters of all VMs.
-    pub(super) fn adapters(&self) -> Result<Vec<AdapterReport>> {
-        Ok(self.status()?.vms.into_iter().flat_map(|vm| vm.adapters).collect())
     }
 
     /// Changes what is desired of a VM's adapter.
@@ -88,11 +85,14 @@ impl StackClient {
     ) -> Result<()> {
         let start = Instant::now();
         loop {
-            let adapters = self.adapters()?;
-            for event in self.news(Duration::ZERO)? {
-                look(event);
+            let status = self.status()?;
+            let adapters: Vec<_> = status.vms.into_iter().flat_map(|vm| vm.adapters).collect();
+            let holds = holds(&adapters);
+            // All that led to this status is told before anything else is done.
+            while self.last < status.last_event && start.elapsed() < patience {
+                self.news(TIMEOUT)?.into_iter().for_each(&mut look);
             }
-            if holds(&adapters) {
+            if holds {
                 return Ok(());
             }
             let why: Vec<String> = adapters
@@ -107,9 +107,7 @@ impl StackClient {
                 patience.as_secs(),
                 why.join("; ")
             );
-            for event in self.news(Duration::from_millis(20))? {
-                look(event);
-            }
+            self.news(LOOK_AGAIN)?.into_iter().for_each(&mut look);
         }
     }
 }

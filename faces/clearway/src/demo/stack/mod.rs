@@ -10,13 +10,13 @@ mod world;
 
 use std::{path::Path, time::Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use stack_process::control::{AdapterChange, AdapterReport, EventRecord};
+use stack_process::control::{AdapterChange, AdapterReport, AnyEvent, EventRecord};
 use user_vm::AdapterStatistics;
-use virtualization_stack::DataPath;
+use virtualization_stack::{DataPath, Event, Reason};
 
-use super::{Demo, PATIENCE, bulk, in_vm};
+use super::{Demo, PATIENCE, bulk, in_vm, timeline::Timeline};
 use crate::{nic::Nic, traffic::PingOutcome};
 use numbers::{Numbers, Passed};
 use world::{ADAPTER, VMS, World};
@@ -108,7 +108,7 @@ impl Story<'_> {
         self.mark("while the data path moved", &mut numbers)?;
 
         self.chapter("VFs revoked and returned, under traffic");
-        self.revoke_and_return(mebibytes)?;
+        self.revoke_and_return()?;
         self.mark("while the VFs came and went", &mut numbers)?;
 
         self.chapter("The PF stops and restarts, under traffic");
@@ -121,6 +121,9 @@ impl Story<'_> {
         for numbers in numbers {
             numbers.end()?;
         }
+
+        self.chapter("A TCP stream, while VFs are revoked and returned");
+        self.stream(mebibytes)?;
         self.count_paths()
     }
 
@@ -157,11 +160,15 @@ impl Story<'_> {
     }
 
     /// Sets IovWeight of both adapters.
-    fn weigh(&mut self, weight: u32) -> Result<()> {
-        for vm in &VMS {
+    fn set_weights(&self, weight: u32) -> Result<()> {
+        VMS.iter().try_for_each(|vm| {
             let change = AdapterChange { iov_weight: Some(weight), ..AdapterChange::default() };
-            self.world.client.set(vm.name, ADAPTER, change)?;
-        }
+            self.world.client.set(vm.name, ADAPTER, change)
+        })
+    }
+
+    fn weigh(&mut self, weight: u32) -> Result<()> {
+        self.set_weights(weight)?;
         let what = format!("IovWeight {weight}");
         self.demo.timeline.entry("admin", &what, "ok", 0, "both VMs' adapters");
         Ok(())
@@ -244,30 +251,47 @@ impl Story<'_> {
         Ok(self.adapters()?.iter().map(|adapter| adapter.data_path.switches()).sum())
     }
 
-    fn revoke_and_return(&mut self, mebibytes: u64) -> Result<()> {
+    fn revoke_and_return(&mut self) -> Result<()> {
         self.weigh(0)?;
         self.until_all("all VFs are given back", on_synthetic)?;
         self.weigh(100)?;
         self.until_all("all adapters are on their VFs", on_vf)?;
         let start = Instant::now();
-        // A TCP stream runs through all of the following.
-        let [first, second] = self.world.vms.as_slice() else { return Ok(()) };
-        let (from, to) = (first.client.clone(), second.client.clone());
-        let stream = std::thread::spawn(move || bulk(&from, &to, VMS[1].address, mebibytes));
         for _ in 1..REVOCATIONS {
-            self.weigh(0)?;
-            self.until_all_quietly("all VFs are given back", on_synthetic)?;
-            self.weigh(100)?;
-            self.until_all_quietly("all adapters are on their VFs", on_vf)?;
+            self.revoke_and_return_quietly()?;
         }
         let detail = format!("both VFs, {} times more", REVOCATIONS - 1);
         self.demo.timeline.done("stack", "revoked and returned", start, &detail);
+        Ok(())
+    }
+
+    fn revoke_and_return_quietly(&mut self) -> Result<()> {
+        self.set_weights(0)?;
+        self.until_all_quietly("all VFs are given back", on_synthetic)?;
+        self.set_weights(100)?;
+        self.until_all_quietly("all adapters are on their VFs", on_vf)
+    }
+
+    /// TCP drops what its own haste has no room for, and sends it again: it has the paths for itself.
+    fn stream(&mut self, mebibytes: u64) -> Result<()> {
+        let [first, second] = self.world.vms.as_slice() else { return Ok(()) };
+        let (from, to) = (first.client.clone(), second.client.clone());
+        let start = Instant::now();
+        let stream = std::thread::spawn(move || bulk(&from, &to, VMS[1].address, mebibytes));
+        let mut times = 0;
+        while !stream.is_finished() {
+            self.revoke_and_return_quietly()?;
+            times += 1;
+        }
         let stream = match stream.join() {
             Ok(stream) => stream?,
-            Err(_) => anyhow::bail!("the thread that carries the stream has panicked"),
+            Err(_) => bail!("the thread that carries the stream has panicked"),
         };
         let megabits = stream.bytes * 8 / 1000 / stream.milliseconds.max(1);
-        let detail = format!("{} MiB by TCP meanwhile, {megabits} Mbit/s", stream.bytes >> 20);
+        let detail = format!(
+            "{} MiB, {megabits} Mbit/s, while both VFs were revoked and returned {times} times",
+            stream.bytes >> 20
+        );
         self.demo.timeline.done("traffic", "bulk transfer", start, &detail);
         if stream.bytes != mebibytes << 20 || stream.wrong_bytes > 0 {
             let problem = format!("the stream did not arrive as it was sent: {stream:?}");
@@ -288,7 +312,7 @@ impl Story<'_> {
         })?;
         let outcome = match rebalance.join() {
             Ok(outcome) => outcome?,
-            Err(_) => anyhow::bail!("the thread that asks for the rebalance has panicked"),
+            Err(_) => bail!("the thread that asks for the rebalance has panicked"),
         };
         self.demo.timeline.entry("PnP", "rebalance", "ok", 0, &outcome.to_string());
         Ok(())
@@ -377,7 +401,18 @@ fn on_synthetic(adapters: &[AdapterReport]) -> bool {
     adapters.iter().all(|a| a.phase == "Synthetic" && a.virtual_function.is_none())
 }
 
-fn tell(timeline: &mut super::Timeline, event: &EventRecord) {
-    let adapter = event.adapter.as_deref().unwrap_or("");
-    timeline.entry("stack", adapter, "", 0, &event.text);
+/// A line of the timeline, but for what the lines around it say as well.
+fn tell(timeline: &mut Timeline, event: &EventRecord) {
+    match &event.event {
+        AnyEvent::Stack(Event::StateChanged { .. }) => return,
+        AnyEvent::Stack(Event::ReasonsChanged { reasons, .. })
+            if reasons.iter().any(|reason| matches!(reason, Reason::InProgress { .. })) =>
+        {
+            return;
+        }
+        _ => {}
+    }
+    let adapter = event.adapter.as_deref().unwrap_or_default();
+    let text = event.text.strip_prefix(adapter).and_then(|text| text.strip_prefix(": "));
+    timeline.entry("stack", adapter, "", 0, text.unwrap_or(&event.text));
 }

@@ -144,9 +144,8 @@ impl World {
         let mut pids = Vec::new();
         for vm in vms {
             pids.push(vm.process.pid());
-            vm.client.shutdown()?;
-            // It ends with its guest, whatever that returned.
-            let _ = vm.process.wait();
+            // It ends with its program, which the signal ends too.
+            let _ = vm.process.end();
         }
         for process in [Some(stack), Some(switch), adapter].into_iter().flatten() {
             pids.push(process.pid());
