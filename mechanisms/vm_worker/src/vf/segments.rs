@@ -93,8 +93,9 @@ mod tests {
 
     #[test]
     fn a_byte_that_is_trapped_takes_its_page_from_what_is_mapped() {
+        let (all, bytes) = (0..0x4000, 0x1FFF..0x2001);
         assert_eq!(
-            segments(0x4000, &[0..0x4000], &[0x1FFF..0x2001]),
+            segments(0x4000, &[all], &[bytes]),
             [
                 segment(0, 0x1000, Kind::Mapped(0)),
                 segment(0x1000, 0x2000, Kind::Trapped),

@@ -84,6 +84,8 @@ struct Offered {
     mapped: BTreeSet<GpadlId>,
     /// Those of them that the guest wants back.
     wanted_back: BTreeSet<GpadlId>,
+    /// When the switch is asked again for what it wants.
+    ask_again: Option<Duration>,
 }
 
 struct Channel {
@@ -297,6 +299,12 @@ impl Adapter {
                 }
                 // The connection's end is heard of by itself.
                 Err(NtStatus::DEVICE_REMOVED) => {}
+                // By a connection that has just ended here, and not yet there.
+                Err(NtStatus::DEVICE_BUSY) => {
+                    if let Phase::Offered(offered) = &mut self.phase {
+                        offered.ask_again = Some(cx.now() + LOOK_AGAIN);
+                    }
+                }
                 Err(status) => {
                     let adapter = self.config.adapter;
                     tracing::warn!(adapter, %status, "a NIC's port is gone from its switch");
@@ -515,6 +523,11 @@ impl Adapter {
             }
             _ => {}
         }
+        if let Phase::Offered(offered) = &mut self.phase
+            && offered.ask_again.take_if(|when| *when <= cx.now()).is_some()
+        {
+            self.ask_upcall();
+        }
         let count = match &self.phase {
             Phase::Offered(offered) | Phase::Leaving { offered, .. } => offered.channels.len(),
             _ => 0,
@@ -546,8 +559,9 @@ impl Adapter {
     pub(super) fn deadline(&self) -> Option<Duration> {
         match &self.phase {
             Phase::Finding(when) => *when,
+            Phase::Offered(offered) => offered.ask_again,
             Phase::Leaving { deadline, .. } => Some(*deadline),
-            Phase::Connecting | Phase::Offered(_) | Phase::Gone => None,
+            Phase::Connecting | Phase::Gone => None,
         }
     }
 
