@@ -313,6 +313,22 @@ fn an_adapter_that_disappears_is_a_surprise_removal_for_the_guest() {
 }
 
 #[test]
+fn a_vf_that_vanishes_before_its_nic_does_is_not_held_against_the_guest() {
+    let mut story = Story::active();
+    // The VF's own connection ends first.
+    story.vpci(VpciReport::Removed);
+    assert_eq!(story.codes(), ["GuestReturnedVf"]);
+    story.tell(Input::NicDisconnected(NIC));
+    assert_eq!(story.codes(), ["PfRemoved"]);
+    // The next one is offered as soon as there is a NIC.
+    story.tell(Input::NicConnected(NIC));
+    assert_eq!(
+        (story.state().as_str(), story.codes()),
+        ("Offered: exposing", vec!["InProgress".into()])
+    );
+}
+
+#[test]
 fn several_reasons_hold_at_once_and_each_goes_with_its_cause() {
     let mut story = Story::new(StackConfig::default());
     let mut config = AdapterConfig { iov_weight: 0, ..adapter() };

@@ -335,6 +335,10 @@ impl NetworkAdapter {
         self.refusal = None;
         self.deadlines.retry = None;
         self.end_hold_off(HoldOffKind::Nic);
+        // A device that vanishes with its NIC looks the same as one that was given back, and may be heard of before.
+        if self.hold_off.as_ref().is_some_and(|held| held.reason == Reason::GuestReturnedVf) {
+            self.hold_off = None;
+        }
     }
 
     /// The VF has failed.
