@@ -104,8 +104,14 @@ pub enum Event {
 
 impl Event {
     /// How much it matters.
-    pub const fn level(&self) -> Level {
+    pub fn level(&self) -> Level {
         match self {
+            // An adapter on its way says so at each step.
+            Self::ReasonsChanged { reasons, .. }
+                if matches!(reasons.as_slice(), [Reason::InProgress { .. }]) =>
+            {
+                Level::Step
+            }
             Self::NicReady { .. }
             | Self::NicSwept { .. }
             | Self::PfStopRequested { .. }

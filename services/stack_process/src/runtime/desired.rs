@@ -82,7 +82,9 @@ impl Runtime {
         });
         for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.step(Input::AdapterRemoved(id))?;
-            self.adapters.get_mut(&id).map(|adapter| adapter.leaving = true);
+            if let Some(adapter) = self.adapters.get_mut(&id) {
+                adapter.leaving = true;
+            }
             changes += 1;
         }
         for vm in &configuration.vms {
@@ -237,7 +239,6 @@ impl Runtime {
     /// given back, and what is removed goes when nothing of it is left. Says whether there is something new for the stack.
     pub(super) fn follow(&mut self) -> bool {
         for id in self.adapters.keys().copied().collect::<Vec<_>>() {
-            let Some(adapter) = self.adapters.get(&id) else { continue };
             let Some(state) = self.stack.state(id) else {
                 self.forget_adapter(id);
                 continue;

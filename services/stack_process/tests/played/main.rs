@@ -1,7 +1,7 @@
 //! The stack's process with a real adapter, and a switch and VMs that are played: what it tells them, and what comes of
 //! it when any of them goes and comes back.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, unreachable_pub)]
 
 mod guests;
 mod levels;
