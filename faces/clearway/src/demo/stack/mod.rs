@@ -5,6 +5,7 @@
 //! are revoked and returned, and their PF stops and restarts. Numbered datagrams run both ways all the while, and TCP.
 
 mod client;
+mod drops;
 mod numbers;
 mod world;
 
@@ -329,7 +330,9 @@ impl Story<'_> {
         let status = if agrees { "agree" } else { "DIFFER" };
         self.demo.timeline.entry("count", "graceful moves", status, 0, &detail);
         if !agrees {
-            self.demo.findings.problems.push(format!("graceful moves: {detail}"));
+            let drops = self.world.drops().unwrap_or_default().join(", ");
+            let problem = format!("graceful moves: {detail}; counted as dropped: {drops}");
+            self.demo.findings.problems.push(problem);
         }
         self.moves.graceful_switches = self.switches().unwrap_or_default();
     }

@@ -7,10 +7,18 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use device_control::{DeviceControlClient, DriverName};
 use user_vm::{AdapterStatistics, VmClient};
+use virtual_switch::control::{PrivateControl, STATUS_CAPACITY, SwitchStatus};
 
-use super::client::StackClient;
-use crate::demo::processes::{Belongings, RoleProcess};
+use super::{client::StackClient, drops::drops};
+use crate::{
+    demo::processes::{Belongings, RoleProcess},
+    nic::Nic,
+};
+
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Name of each VM's adapter.
 pub(super) const ADAPTER: &str = "net0";
@@ -62,7 +70,7 @@ impl World {
     ) -> Result<Self> {
         let adapter = start_adapter(directory, belongings, patience)?;
         let nic = nic_directory(directory);
-        let switch_directory = directory.join("switch");
+        let switch_directory = switch_directory(directory);
         let mut uplink = OsString::from("adapter:");
         uplink.push(&nic);
         let arguments: [OsString; 6] = [
@@ -73,7 +81,7 @@ impl World {
             "--uplink".into(),
             uplink,
         ];
-        let switch_socket = switch_directory.join("control.sock");
+        let switch_socket = switch_socket(directory);
         let switch = RoleProcess::start("the switch", arguments, &[], belongings)?
             .serving(&switch_socket, patience)?;
         let vms = VMS
@@ -123,6 +131,23 @@ impl World {
         self.vms.iter_mut().try_for_each(|vm| vm.process.ensure_it_runs())
     }
 
+    /// What adapter, switch and guests have counted as dropped, each with its place.
+    pub(super) fn drops(&self) -> Result<Vec<String>> {
+        let nic = Nic::connect(&self.nic(), "demo", TIMEOUT, |_| {})?.status()?;
+        let name = DriverName::new("demo").context("a name for this client")?;
+        let socket = switch_socket(&self.directory);
+        let switch = DeviceControlClient::connect_when_ready(socket, &name, TIMEOUT)?;
+        let status = PrivateControl::Status.code();
+        let switch = switch.private(status, &[], STATUS_CAPACITY, TIMEOUT)?;
+        let switch: SwitchStatus = serde_json::from_slice(&switch)?;
+        let mut found = drops("adapter", &nic);
+        found.extend(drops("switch", &switch));
+        for (vm, running) in VMS.iter().zip(&self.vms) {
+            found.extend(drops(vm.name, &running.adapter()?));
+        }
+        Ok(found)
+    }
+
     /// Kills the adapter, as a fault would.
     pub(super) fn kill_adapter(&mut self) -> Result<()> {
         if let Some(adapter) = self.adapter.take() {
@@ -160,6 +185,14 @@ impl World {
 
 fn nic_directory(directory: &Path) -> PathBuf {
     directory.join("nic")
+}
+
+fn switch_directory(directory: &Path) -> PathBuf {
+    directory.join("switch")
+}
+
+fn switch_socket(directory: &Path) -> PathBuf {
+    virtual_switch::server::control_socket(&switch_directory(directory))
 }
 
 fn start_adapter(
