@@ -7,8 +7,8 @@ use std::{
 };
 
 use adapter::control::{
-    AdapterStatus, PrivateControl, REBALANCE_CAPACITY, RebalanceOutcome, STATUS_CAPACITY,
-    SetVPortPolicy, VfNumber,
+    AdapterStatus, CAUSE_CAPACITY, PrivateControl, REBALANCE_CAPACITY, RebalanceOutcome,
+    STATUS_CAPACITY, SetVPortPolicy, VfNumber,
 };
 use anyhow::{Context, Result, bail};
 use device_control::{ClientError, DeviceControlClient, DriverName, OidRequestKind};
@@ -26,8 +26,6 @@ use uplink::UplinkSpec;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Room for the answer of any one OID here, bytes.
 const ROOM: usize = 8192;
-/// The longest frame of any adapter, bytes.
-const LONGEST_FRAME: usize = 9728;
 
 /// One request and how it ended.
 #[derive(Clone, Debug, Serialize)]
@@ -257,7 +255,7 @@ impl<'o> Nic<'o> {
 
     fn private(&mut self, control: PrivateControl, what: &str, input: &[u8]) -> Result<()> {
         let start = Instant::now();
-        let done = self.client.private(control.code(), input, 0, TIMEOUT);
+        let done = self.client.private(control.code(), input, CAUSE_CAPACITY, TIMEOUT);
         let status = match &done {
             Ok(_) => "STATUS_SUCCESS".to_owned(),
             Err(error) => error.status().to_string(),
@@ -278,14 +276,7 @@ impl<'o> Nic<'o> {
     pub(crate) fn set_uplink(&mut self, spec: &UplinkSpec) -> Result<()> {
         let spec = absolute(spec)?;
         let text = spec.to_string();
-        self.private(PrivateControl::SetUplink, &text, text.as_bytes()).map_err(|refusal| {
-            // The adapter gives a status and no cause. Most often the cause is the same on this side.
-            match uplink::open(&spec, LONGEST_FRAME) {
-                Err(cause) => anyhow::Error::new(cause)
-                    .context(format!("the adapter cannot be connected to {text}")),
-                Ok(_) => refusal.context("CLEARWAY_LOG=info has the adapter tell why"),
-            }
-        })
+        self.private(PrivateControl::SetUplink, &text, text.as_bytes())
     }
 
     /// Changes what a VPort may do.

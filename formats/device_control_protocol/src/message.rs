@@ -167,7 +167,8 @@ impl fmt::Debug for Target {
 pub struct Completion {
     /// The published status: an NTSTATUS, or for an OID an NDIS_STATUS.
     pub status: NtStatus,
-    /// Output bytes; never more than the request had room for.
+    /// Output bytes; never more than the request had room for. Of a private control that failed: the cause in words,
+    /// if the server tells one.
     pub output: Vec<u8>,
     /// Bytes of output the request would have needed; 0 if the room sufficed or the request has no output.
     pub needed: u32,
@@ -191,6 +192,13 @@ impl Completion {
             return Self::too_small(output.len());
         }
         Self { status: NtStatus::SUCCESS, output, needed: 0 }
+    }
+
+    /// A private control's failure with its cause in words, of which as much is told as `capacity` holds.
+    pub fn refused(status: NtStatus, cause: &str, capacity: usize) -> Self {
+        let end = (0..=capacity.min(cause.len())).rev().find(|end| cause.is_char_boundary(*end));
+        let output = cause.get(..end.unwrap_or(0)).unwrap_or_default().as_bytes().to_vec();
+        Self { status, output, needed: 0 }
     }
 
     /// STATUS_BUFFER_TOO_SMALL, with the bytes that would have been needed.

@@ -46,6 +46,10 @@ impl PrivateControl {
     }
 }
 
+/// Room that the cause of a failure in words may need, bytes ([`device_control::ClientError::Failed`]). Worth having also
+/// where a control has no output.
+pub const CAUSE_CAPACITY: usize = 1024;
+
 /// Room that the answer of [`PrivateControl::Status`] may need, bytes: 256 VFs.
 pub const STATUS_CAPACITY: usize = 512 << 10;
 

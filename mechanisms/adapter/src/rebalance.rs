@@ -136,7 +136,10 @@ impl Rebalancer {
     /// Between stop and start: no OID is under way, and none sees half of it.
     fn change(&self) -> Result<(), NtStatus> {
         let mut ndis = lock(&self.ndis);
-        self.adapter.change_resources().map_err(|error| nt_status(&error))?;
+        self.adapter.change_resources().map_err(|error| {
+            tracing::warn!(%error, "the PF cannot be given other resources");
+            nt_status(&error)
+        })?;
         let pci = self.adapter.pci();
         ndis.vfs_moved(|vf| {
             let location = pci.vf_location(VfIndex::from(vf.get())).ok()?;

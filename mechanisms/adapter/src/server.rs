@@ -2,6 +2,7 @@
 //! PF driver contract, private controls to the adapter itself.
 
 use std::{
+    error::Error,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
     time::Instant,
@@ -16,6 +17,7 @@ use ndis_protocol::{FunctionId, VPortId, VfId};
 use nic_switch::VPortPolicy;
 use pcivirt_protocol::{IoctlCode, NtStatus, VfIndex};
 use pf_driver::{LuidGenerator, PfDriver};
+use uplink::UplinkSpec;
 
 use crate::{
     Adapter, AdapterConfig, AdapterError, AdapterMiniport, RequestError,
@@ -229,7 +231,7 @@ impl DeviceControlHandler for Handler {
 
     fn private(&self, client: &Client, code: u32, request: Request) {
         let done = match PrivateControl::from_code(code) {
-            None => Err(NtStatus::INVALID_DEVICE_REQUEST),
+            None => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
             Some(PrivateControl::Rebalance) => {
                 self.rebalancer.begin(client, request);
                 return;
@@ -238,7 +240,10 @@ impl DeviceControlHandler for Handler {
         };
         let completion = match done {
             Ok(output) => Completion::output(output, request.output_capacity),
-            Err(status) => Completion::status(status),
+            Err(Refused { status, cause }) => {
+                tracing::warn!(%status, cause, "a private control failed");
+                Completion::refused(status, &cause, request.output_capacity)
+            }
         };
         request.complete(completion);
         if PrivateControl::from_code(code) == Some(PrivateControl::Shutdown) {
@@ -249,33 +254,32 @@ impl DeviceControlHandler for Handler {
 }
 
 impl Handler {
-    fn private_control(&self, control: PrivateControl, input: &[u8]) -> Result<Vec<u8>, NtStatus> {
+    fn private_control(&self, control: PrivateControl, input: &[u8]) -> Result<Vec<u8>, Refused> {
         match control {
             PrivateControl::Status => {
                 let pnp = self.rebalancer.status();
-                let mut status = self.adapter.status(pnp).map_err(|error| nt_status(&error))?;
+                let mut status = self.adapter.status(pnp)?;
                 status.ndis_oids.clone_from(&lock(&self.issued));
-                serde_json::to_vec(&status).map_err(|_| NtStatus::UNSUCCESSFUL)
+                Ok(serde_json::to_vec(&status).map_err(|_| NtStatus::UNSUCCESSFUL)?)
             }
             PrivateControl::SetUplink => {
                 let text = std::str::from_utf8(input).map_err(|_| NtStatus::INVALID_PARAMETER)?;
-                let spec = text.parse().map_err(|_| NtStatus::INVALID_PARAMETER)?;
-                self.adapter.set_uplink(&spec).map_err(|error| nt_status(&error))?;
+                let spec = text.parse::<UplinkSpec>().map_err(|error| wrong(&error))?;
+                self.adapter.set_uplink(&spec)?;
                 Ok(Vec::new())
             }
             PrivateControl::SetVPortPolicy => {
                 let change: SetVPortPolicy =
-                    serde_json::from_slice(input).map_err(|_| NtStatus::INVALID_PARAMETER)?;
+                    serde_json::from_slice(input).map_err(|error| wrong(&error))?;
                 let (vport, policy) = policy(&change).ok_or(NtStatus::INVALID_PARAMETER)?;
-                let done = self.adapter.set_vport_policy(vport, policy);
-                done.map_err(|error| nt_status(&error))?;
+                self.adapter.set_vport_policy(vport, policy)?;
                 Ok(Vec::new())
             }
             PrivateControl::ResetVf => {
                 let VfNumber { vf } =
-                    serde_json::from_slice(input).map_err(|_| NtStatus::INVALID_PARAMETER)?;
+                    serde_json::from_slice(input).map_err(|error| wrong(&error))?;
                 let vf = VfId::new(vf).ok_or(NtStatus::INVALID_PARAMETER)?;
-                self.adapter.pf_reset_vf(vf).map_err(|error| nt_status(&error))?;
+                self.adapter.pf_reset_vf(vf)?;
                 Ok(Vec::new())
             }
             // Done once it is completed; and begun already.
@@ -295,8 +299,47 @@ fn policy(change: &SetVPortPolicy) -> Option<(VPortId, VPortPolicy)> {
     Some((vport, policy))
 }
 
+/// A private control that failed, and why.
+struct Refused {
+    status: NtStatus,
+    /// Empty where the status says it all.
+    cause: String,
+}
+
+impl From<NtStatus> for Refused {
+    fn from(status: NtStatus) -> Self {
+        Self { status, cause: String::new() }
+    }
+}
+
+impl From<RequestError> for Refused {
+    fn from(error: RequestError) -> Self {
+        Self { status: nt_status(&error), cause: in_words(&error) }
+    }
+}
+
+/// Input that cannot be read.
+fn wrong(error: &dyn Error) -> Refused {
+    Refused { status: NtStatus::INVALID_PARAMETER, cause: in_words(error) }
+}
+
+/// An error with all that it was caused by.
+fn in_words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        // Messages often end with their cause already.
+        let cause = error.to_string();
+        if !words.ends_with(&cause) {
+            words.push_str(": ");
+            words.push_str(&cause);
+        }
+        source = error.source();
+    }
+    words
+}
+
 pub(crate) fn nt_status(error: &RequestError) -> NtStatus {
-    tracing::warn!(%error, "a private control failed");
     match error {
         RequestError::NoSuchVf(_) | RequestError::NoSuchVPort(_) => NtStatus::NOT_FOUND,
         RequestError::Adapter(AdapterError::DataPath(_)) => NtStatus::DEVICE_REMOVED,

@@ -16,15 +16,16 @@ use std::{
 use adapter::{
     AdapterConfig, AdapterServer,
     control::{
-        AdapterStatus, PnpPhase, PrivateControl, REBALANCE_CAPACITY, RebalanceOutcome,
-        STATUS_CAPACITY,
+        AdapterStatus, CAUSE_CAPACITY, PnpPhase, PrivateControl, REBALANCE_CAPACITY,
+        RebalanceOutcome, STATUS_CAPACITY,
     },
     control_socket,
 };
 use avf_driver::{DriverConfig, Event};
 use common::{End, PATIENCE, frame, mac, vf};
 use device_control::{
-    DeviceControlClient, DriverName, OidRequestKind, RemoteSriovDevice, SentRequest, Target,
+    ClientError, DeviceControlClient, DriverName, OidRequestKind, RemoteSriovDevice, SentRequest,
+    Target,
 };
 use ndis::{AdapterConfiguration, Keywords};
 use ndis_protocol::*;
@@ -397,4 +398,28 @@ fn the_next_owner_of_a_vf_hears_nothing_of_what_the_former_one_missed() {
     // A poll for a VF that is freed ends.
     setup.free_vf(vf_id);
     assert_eq!(poll.wait(PATIENCE).unwrap().status, NtStatus::CANCELLED);
+}
+
+#[test]
+fn an_uplink_that_is_refused_is_refused_with_the_cause() {
+    let setup = Setup::new();
+    let refused = |spec: &str, room| {
+        let code = PrivateControl::SetUplink.code();
+        match setup.host.private(code, spec.as_bytes(), room, PATIENCE) {
+            Err(ClientError::Failed { status, cause, .. }) => (status, cause),
+            other => panic!("{spec}: {other:?}"),
+        }
+    };
+    let absent = setup.directory.path().join("absent.pcap");
+    let spec = format!("pcap:{}", absent.display());
+    let (status, cause) = refused(&spec, CAUSE_CAPACITY);
+    assert_eq!(status, NtStatus::INSUFFICIENT_RESOURCES);
+    assert!(cause.contains(&absent.display().to_string()), "{cause}");
+    assert!(cause.ends_with("No such file or directory (os error 2)"), "{cause}");
+    let (status, cause) = refused("wormhole:here", CAUSE_CAPACITY);
+    assert_eq!(status, NtStatus::INVALID_PARAMETER);
+    assert!(cause.contains("wormhole"), "{cause}");
+    // Who leaves no room for a cause gets the status, and who leaves little the beginning.
+    assert_eq!(refused("wormhole:here", 0), (NtStatus::INVALID_PARAMETER, String::new()));
+    assert_eq!(refused("wormhole:here", 5).1, cause[..5]);
 }

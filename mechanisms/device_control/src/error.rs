@@ -146,7 +146,7 @@ pub enum ClientError {
         output: usize,
     },
     /// The server completed the request with an error.
-    #[error("{target} failed: {status}")]
+    #[error("{target} failed: {status}{}{cause}", if .cause.is_empty() { "" } else { ": " })]
     Failed {
         /// What was asked for.
         target: Target,
@@ -154,6 +154,8 @@ pub enum ClientError {
         status: NtStatus,
         /// Bytes of output that it would have needed, or 0.
         needed: u32,
+        /// The cause in words, if the server tells one of a private control; else empty.
+        cause: String,
     },
 }
 

@@ -134,7 +134,11 @@ impl SentRequest {
         let target = self.target;
         let Completion { status, output, needed } = self.wait(timeout)?;
         if !status.is_success() {
-            return Err(ClientError::Failed { target, status, needed });
+            let cause = match target {
+                Target::Private(_) => String::from_utf8_lossy(&output).into_owned(),
+                _ => String::new(),
+            };
+            return Err(ClientError::Failed { target, status, needed, cause });
         }
         Ok(output)
     }

@@ -298,6 +298,7 @@ fn structure<T: FromBytes>(output: &[u8], target: Target) -> Result<T, ClientErr
         target,
         status: NtStatus::UNSUCCESSFUL,
         needed: 0,
+        cause: String::new(),
     })
 }
 
