@@ -7,9 +7,13 @@ mod common;
 use std::time::Duration;
 
 use common::{LIMIT, Vm, switch::Switch, wait_until};
+use device_control::{DeviceControlClient, DriverName};
 use partition::guest::GuestError;
 use pcivirt_protocol::NtStatus;
-use virtual_switch::control::{BufferKind, ChannelUpcall};
+use virtual_switch::{
+    control::{self, BufferKind, ChannelUpcall, PortConfig},
+    server::{SwitchConfig, SwitchServer, control_socket},
+};
 use vm_worker::control::{AdapterConfig, MAX_ADAPTERS, PrivateControl};
 
 #[test]
@@ -264,4 +268,49 @@ fn a_switch_that_is_not_there_is_said_and_the_socket_goes_with_the_worker() {
     drop(worker);
     assert!(!path.exists());
     drop(directory);
+}
+
+#[test]
+fn a_real_switch_takes_the_rings_and_gives_them_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = SwitchConfig::new("external", directory.path());
+    let switch = SwitchServer::start(config).unwrap();
+    let path = control_socket(directory.path());
+    let client =
+        DeviceControlClient::connect(&path, &DriverName::new("stack").unwrap(), LIMIT).unwrap();
+    let port = PortConfig { max_channels: 4, ..PortConfig::new("web", "00:15:5d:00:00:01") };
+    let input = serde_json::to_vec(&port).unwrap();
+    client.private(control::PrivateControl::SetPort.code(), &input, 0, LIMIT).unwrap();
+    let channels = || {
+        let code = control::PrivateControl::Status.code();
+        let json = client.private(code, &[], control::STATUS_CAPACITY, LIMIT).unwrap();
+        let status: control::SwitchStatus = serde_json::from_slice(&json).unwrap();
+        status.ports[0].channels.clone()
+    };
+    let (vm, mut guest) = Vm::start();
+    guest.connect();
+    let adapter = AdapterConfig {
+        adapter: 0,
+        mac: "00:15:5d:00:00:01".to_owned(),
+        switch: path,
+        port: "web".to_owned(),
+        max_channels: 4,
+    };
+    vm.client.set_adapter(&adapter);
+    let offer = guest.nic(0);
+    for _ in 0..3 {
+        let channel = guest.open(&offer).unwrap();
+        assert_eq!(channels(), [0]);
+        guest.bus.close(channel, LIMIT).unwrap();
+        assert!(channels().is_empty());
+    }
+    let channel = guest.open(&offer).unwrap();
+    // The same port anew: it is taken from the guest, closed, and offered again.
+    vm.client.set_adapter(&AdapterConfig { max_channels: 2, ..adapter });
+    guest.let_go(channel);
+    let offer = guest.nic(0);
+    let channel = guest.open(&offer).unwrap();
+    assert_eq!(channels(), [0]);
+    drop(switch);
+    guest.let_go(channel);
 }
