@@ -54,6 +54,9 @@ pub(crate) struct DemoArguments {
     /// Data-path switches between synthetic path and VF.
     #[arg(long, default_value_t = 1000)]
     switches: u64,
+    /// Times that both VFs are revoked and returned.
+    #[arg(long, default_value_t = 5)]
+    revocations: u64,
     /// Print everything as one JSON document.
     #[arg(long)]
     json: bool,
@@ -165,8 +168,7 @@ impl Demo {
         }
         if part != Some(Part::Vfs) {
             let directory = self.directory()?;
-            let pids =
-                stack::play(self, directory.path(), arguments.switches, arguments.mebibytes)?;
+            let pids = stack::play(self, directory.path(), arguments)?;
             self.nothing_is_left(directory, &pids)?;
         }
         Ok(())

@@ -17,15 +17,13 @@ use stack_process::control::{AdapterChange, AdapterReport, AnyEvent, EventRecord
 use user_vm::AdapterStatistics;
 use virtualization_stack::{DataPath, Event, Reason};
 
-use super::{Demo, PATIENCE, bulk, in_vm, timeline::Timeline};
+use super::{Demo, DemoArguments, PATIENCE, bulk, in_vm, timeline::Timeline};
 use crate::{nic::Nic, traffic::PingOutcome};
 use numbers::{Numbers, Passed};
 use world::{ADAPTER, VMS, World};
 
 /// Datagrams under way in each direction: far fewer than any ring has room for.
 const WINDOW: u64 = 64;
-/// Revocations and returns of both VFs.
-const REVOCATIONS: u64 = 5;
 
 /// What the demo found out about moves between the two paths.
 #[derive(Debug, Default, Serialize)]
@@ -65,8 +63,7 @@ struct Story<'d> {
 pub(super) fn play(
     demo: &mut Demo,
     directory: &Path,
-    switches: u64,
-    mebibytes: u64,
+    arguments: &DemoArguments,
 ) -> Result<Vec<u32>> {
     demo.timeline.chapter("Adapter, switch, stack, and two VMs");
     let start = Instant::now();
@@ -74,7 +71,7 @@ pub(super) fn play(
     let detail = "adapter, switch, stack, and each VM's host side and guest";
     demo.timeline.done("demo", "processes are up", start, detail);
     let mut story = Story { demo, world, moves: Moves::default() };
-    let told = story.tell(switches, mebibytes);
+    let told = story.tell(arguments);
     if told.is_err() {
         // Whatever was noticed first: a process that has ended is the cause of the rest.
         story.world.ensure_it_runs()?;
@@ -90,7 +87,8 @@ pub(super) fn play(
 }
 
 impl Story<'_> {
-    fn tell(&mut self, switches: u64, mebibytes: u64) -> Result<()> {
+    fn tell(&mut self, arguments: &DemoArguments) -> Result<()> {
+        let DemoArguments { switches, revocations, mebibytes, .. } = *arguments;
         self.boot()?;
         let [first, second] = self.world.vms.as_slice() else { return Ok(()) };
         let mut numbers = [
@@ -109,7 +107,7 @@ impl Story<'_> {
         self.mark("while the data path moved", &mut numbers)?;
 
         self.chapter("VFs revoked and returned, under traffic");
-        self.revoke_and_return()?;
+        self.revoke_and_return(revocations)?;
         self.mark("while the VFs came and went", &mut numbers)?;
 
         self.chapter("The PF stops and restarts, under traffic");
@@ -252,16 +250,16 @@ impl Story<'_> {
         Ok(self.adapters()?.iter().map(|adapter| adapter.data_path.switches()).sum())
     }
 
-    fn revoke_and_return(&mut self) -> Result<()> {
+    fn revoke_and_return(&mut self, times: u64) -> Result<()> {
         self.weigh(0)?;
         self.until_all("all VFs are given back", on_synthetic)?;
         self.weigh(100)?;
         self.until_all("all adapters are on their VFs", on_vf)?;
         let start = Instant::now();
-        for _ in 1..REVOCATIONS {
+        for _ in 1..times {
             self.revoke_and_return_quietly()?;
         }
-        let detail = format!("both VFs, {} times more", REVOCATIONS - 1);
+        let detail = format!("both VFs, {} times more", times.saturating_sub(1));
         self.demo.timeline.done("stack", "revoked and returned", start, &detail);
         Ok(())
     }
