@@ -161,6 +161,7 @@ impl Guest {
             mac: Some(path.mac()),
             mtu,
             largest_segmented: None,
+            queue_length: None,
             addresses: &config.addresses,
             gateway: config.gateway,
         })

@@ -10,8 +10,6 @@ use linux_network::{LinkChange, MacAddress, NetworkError, RouteSocket};
 use super::{interface::GuestInterface, tap::TapInterface, veth::VethInterface};
 use crate::{GuestInterfaceKind, InterfaceAddress, InterfaceCounters};
 
-/// Packets that an interface's queue holds while its data path moves.
-const QUEUE: u32 = 4096;
 /// How often an interface is looked at that is about to run.
 const RUNNING_POLL: Duration = Duration::from_millis(2);
 
@@ -34,6 +32,8 @@ pub(crate) struct InterfaceConfig<'a> {
     pub(crate) mtu: u32,
     /// Bytes of the largest packet that a path cuts into frames, if that is less than the kernel's limit.
     pub(crate) largest_segmented: Option<u32>,
+    /// Packets that its queue holds, if not as many as usual.
+    pub(crate) queue_length: Option<u32>,
     pub(crate) addresses: &'a [InterfaceAddress],
     pub(crate) gateway: Option<IpAddr>,
 }
@@ -72,7 +72,7 @@ pub(crate) fn create_interface(
     let shape = LinkChange {
         mac: config.mac.map(MacAddress),
         mtu: Some(config.mtu),
-        queue_length: Some(QUEUE),
+        queue_length: config.queue_length,
         largest_segmented: config.largest_segmented,
         ..Default::default()
     };

@@ -12,7 +12,8 @@
 //! | `Emptying` | only if the VF is to be given back: what is in its receive rings is taken | `emptied` |
 //!
 //! On the way to the VF the order of frames is kept likewise: after the host's answer nothing is taken from the guest
-//! until the host has taken what is in the synthetic adapter's rings.
+//! until the host has taken what is in the synthetic adapter's rings; and where the host wants the path back, nothing is
+//! taken until the VF has reported its rings back.
 
 use std::{
     collections::VecDeque,
@@ -26,7 +27,7 @@ use crate::{DataPath, DataPathStatistics};
 
 /// How long a VF may take to report its transmit rings back. It takes microseconds; one that hangs is left all the same.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
-/// How long the host may take to take over what is in the synthetic adapter's rings.
+/// How long what is in the transmit rings of the path that was left may take, before the other one is used.
 const SETTLE_LIMIT: Duration = Duration::from_millis(20);
 /// How long the host may take to answer a request to move the data path.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -101,8 +102,8 @@ pub(super) struct Selection {
     vf_link: bool,
     /// What NetVSC says.
     netvsc: NetVscPath,
-    /// Until when the way to the VF waits for the synthetic rings.
-    settling: Option<Instant>,
+    /// The path that was left and whose transmit rings are waited for, and until when.
+    settling: Option<(DataPath, Instant)>,
     /// The path that was left, from which groups are still taken: what came there before the move came nowhere else.
     late_groups: Option<(DataPath, Instant)>,
     moving: Option<Move>,
@@ -249,21 +250,22 @@ impl Selection {
                 // What vanished was not moved away from.
                 self.moving =
                     (self.vf != Vf::Absent).then_some(Move { to: DataPath::Synthetic, asked: now });
-                self.settling = None;
+                // If it is the host that wants it, the VF's rings are as full as they are.
+                self.settling = (self.vf == Vf::Used && before == NetVscPath::Vf)
+                    .then_some((DataPath::Vf, now + SETTLE_LIMIT));
             }
             NetVscPath::Vf => {
                 self.statistics.to_vf += 1;
-                self.settling = Some(now + SETTLE_LIMIT);
+                self.settling = Some((DataPath::Synthetic, now + SETTLE_LIMIT));
                 self.late_groups = Some((DataPath::Synthetic, now + SETTLE_LIMIT));
             }
             NetVscPath::Synthetic => {
-                self.settling = None;
+                self.settling = self.settling.filter(|(path, _)| *path == DataPath::Vf);
                 self.late_groups = Some((DataPath::Vf, now + EMPTY_LIMIT));
                 match before {
                     // If the VF vanished, that was counted then.
                     _ if self.vf == Vf::Absent => {}
                     NetVscPath::AskedForSynthetic => self.statistics.to_synthetic += 1,
-                    // The host took it back.
                     NetVscPath::Vf => self.statistics.surprises += 1,
                     _ => {}
                 }
@@ -280,8 +282,7 @@ impl Selection {
     pub(super) fn draining(&self) -> Option<DataPath> {
         match self.vf {
             Vf::Draining(..) => Some(DataPath::Vf),
-            _ if self.settling.is_some() => Some(DataPath::Synthetic),
-            _ => None,
+            _ => self.settling.map(|(path, _)| path),
         }
     }
 
@@ -330,7 +331,7 @@ impl Selection {
 
     /// Time has passed: limits may be over.
     pub(super) fn tick(&mut self, now: Instant) {
-        if self.settling.is_some_and(|limit| now >= limit) {
+        if self.settling.is_some_and(|(_, limit)| now >= limit) {
             self.statistics.timeouts += 1;
             self.settling = None;
         }

@@ -134,7 +134,8 @@ impl SyntheticPath {
 
     /// Hands a packet over; false if there is no room for it now. The host sees it after [`flush`](Self::flush).
     pub(super) fn send(&mut self, packet: &WirePacket<'_>) -> bool {
-        let channel = self.nic.select_channel(packet.flow());
+        // With one channel there is nothing to choose.
+        let channel = if self.open == 1 { 0 } else { self.nic.select_channel(packet.flow()) };
         let sent = match (&*packet.head, &*packet.body) {
             (head, []) => self.nic.send(channel, head, &packet.metadata),
             ([], body) => self.nic.send(channel, body, &packet.metadata),

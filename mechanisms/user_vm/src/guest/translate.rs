@@ -101,6 +101,9 @@ impl WirePacket<'_> {
 
     /// The same wish in an AVF descriptor's terms.
     pub(super) fn avf_offload(&self) -> FrameOffload {
+        if self.metadata.checksum.is_none() && self.metadata.segmentation.is_none() {
+            return FrameOffload::NONE;
+        }
         let (fields, segmentation) = self.metadata.to_avf();
         let offload = FrameOffload::NONE.with_checksum(fields);
         match segmentation {

@@ -10,7 +10,7 @@ use std::{
 use arrayvec::ArrayVec;
 use avf_driver::{
     AvfControl, AvfDriver, DriverConfig, DriverError, DriverMemory, MemorySource, QueuePair,
-    RxQueue, RxSegment, TxSegment,
+    RxQueue, RxSegment, TxQueue, TxSegment,
 };
 use shared_memory::{DmaAddress, PAGE_SIZE, PageSize, SharedMapping, SharedSlice};
 
@@ -120,6 +120,24 @@ pub(super) struct Received {
     pub(super) groups: u64,
 }
 
+/// What is about to be sent through one queue pair.
+#[derive(Debug)]
+struct Sending {
+    /// Handed to the ring at the end of a burst; it has room for all of them.
+    waiting: ArrayVec<TxSegment, SEGMENTS>,
+    /// Descriptors that they take.
+    descriptors: usize,
+    /// Descriptors of the ring when all are free.
+    capacity: usize,
+}
+
+impl Sending {
+    fn flush(&mut self, queue: &mut TxQueue) {
+        queue.transmit(&mut self.waiting);
+        self.descriptors = 0;
+    }
+}
+
 /// An open VF.
 #[derive(Debug)]
 pub(crate) struct VfPath {
@@ -128,10 +146,8 @@ pub(crate) struct VfPath {
     /// Empty only while the pairs are being rebuilt, or could not be.
     pairs: Vec<QueuePair>,
     memory: Arc<DriverMemory>,
-    /// By queue pair: what is handed to the ring at the end of a burst, for which it has room.
-    waiting: Vec<ArrayVec<TxSegment, SEGMENTS>>,
-    /// By queue pair: descriptors of the transmit ring when all are free.
-    capacity: Vec<usize>,
+    /// By queue pair.
+    sending: Vec<Sending>,
     limits: Limits,
     received: ArrayVec<RxSegment, BURST>,
     /// The queue pair that was received from last.
@@ -165,8 +181,12 @@ impl VfPath {
     }
 
     fn new(control: AvfControl, mut pairs: Vec<QueuePair>) -> Self {
-        let waiting = pairs.iter().map(|_| ArrayVec::new()).collect();
-        let capacity = pairs.iter_mut().map(|pair| pair.tx.room()).collect();
+        let sending = |pair: &mut QueuePair| Sending {
+            waiting: ArrayVec::new(),
+            descriptors: 0,
+            capacity: pair.tx.room(),
+        };
+        let sending = pairs.iter_mut().map(sending).collect();
         let memory = Arc::clone(control.memory());
         let limits = Limits::of_vf(control.capabilities().max_frame.into());
         Self {
@@ -174,8 +194,7 @@ impl VfPath {
             filters: VfFilters::default(),
             pairs,
             memory,
-            waiting,
-            capacity,
+            sending,
             limits,
             received: ArrayVec::new(),
             turn: 0,
@@ -287,23 +306,22 @@ impl VfPath {
             1 => 0,
             pairs => packet.flow() as usize % pairs,
         };
-        let (Some(pair), Some(waiting)) = (self.pairs.get_mut(index), self.waiting.get_mut(index))
+        let (Some(pair), Some(sending)) = (self.pairs.get_mut(index), self.sending.get_mut(index))
         else {
             return false;
         };
         let offload = packet.avf_offload();
         let parts = packet.len().div_ceil(self.memory.buffer_size());
-        // One more each, for segmentation.
-        let descriptors = parts + 1;
-        if waiting.remaining_capacity() < parts {
-            pair.tx.transmit(waiting);
+        let descriptors = parts + usize::from(offload.segments());
+        if sending.waiting.remaining_capacity() < parts {
+            sending.flush(&mut pair.tx);
         }
-        let waiting_descriptors = waiting.len() + waiting.iter().filter(|w| w.end).count();
-        if waiting.remaining_capacity() < parts
-            || pair.tx.room() < waiting_descriptors + descriptors
+        if sending.waiting.remaining_capacity() < parts
+            || pair.tx.room() < sending.descriptors + descriptors
         {
             return false;
         }
+        let waiting = &mut sending.waiting;
         let first = waiting.len();
         let mut bytes = Bytes { head: &packet.head, body: &packet.body };
         for _ in 0..parts {
@@ -321,23 +339,22 @@ impl VfPath {
         if let Some(segment) = waiting.get_mut(first) {
             segment.offload = offload;
         }
+        sending.descriptors += descriptors;
         true
     }
 
     /// Sends what was handed over.
     pub(super) fn flush(&mut self) {
-        for (pair, waiting) in self.pairs.iter_mut().zip(&mut self.waiting) {
-            pair.tx.transmit(waiting);
+        for (pair, sending) in self.pairs.iter_mut().zip(&mut self.sending) {
+            sending.flush(&mut pair.tx);
         }
     }
 
     /// Descriptors that were handed to the VF and that it has not reported back.
     pub(super) fn in_flight(&mut self) -> u64 {
         let mut count = 0;
-        for ((pair, waiting), capacity) in
-            self.pairs.iter_mut().zip(&self.waiting).zip(&self.capacity)
-        {
-            count += capacity.saturating_sub(pair.tx.room()) + waiting.len();
+        for (pair, sending) in self.pairs.iter_mut().zip(&self.sending) {
+            count += sending.capacity.saturating_sub(pair.tx.room()) + sending.descriptors;
         }
         count as u64
     }

@@ -1,5 +1,8 @@
-//! An adapter with VFs, in this process or another, and what the programs inside VMs do.
+//! An adapter with VFs, in this process or another, hosts of VMs on VMBus, and what the programs inside VMs do.
 #![allow(dead_code, missing_docs, unreachable_pub)]
+
+pub mod estate;
+pub mod vmbus;
 
 use std::{
     ffi::OsString,
@@ -175,6 +178,68 @@ fn run_tool(words: &[&str]) {
                 stream.write_all(&pattern[..part]).unwrap();
                 left -= part;
             }
+        }
+        // Takes numbered packets until none has come for two seconds, and says how many came, how many more than once, and
+        // how many after a later one. Tells the sender how many have come.
+        ["collect", "numbers"] => {
+            let socket = UdpSocket::bind("0.0.0.0:19").unwrap();
+            println!("ready");
+            let mut seen = std::collections::BTreeSet::new();
+            let (mut doubled, mut late, mut next) = (0u64, 0u64, 0u64);
+            let mut bytes = [0; 2048];
+            while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+                socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+                let number = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                assert!(bytes[8..length].iter().all(|byte| *byte == number as u8));
+                doubled += u64::from(!seen.insert(number));
+                late += u64::from(number < next);
+                next = next.max(number + 1);
+                if seen.len() % 4 == 0 {
+                    let _ = socket.send_to(&(seen.len() as u64).to_le_bytes(), from);
+                }
+            }
+            println!("{} {doubled} {late}", seen.len());
+        }
+        // Sends numbered packets, so many each millisecond, until its standard input ends; says how many. Not more are on
+        // their way than a socket's buffer holds, so that none is lost in the receiver's kernel.
+        ["number", address, each] => {
+            const WINDOW: u64 = 64;
+            let each: u64 = each.parse().unwrap();
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect((*address, 19)).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let ended = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let told = ended.clone();
+            println!("ready");
+            std::thread::spawn(move || {
+                let _ = std::io::stdin().read(&mut [0]);
+                told.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            let (start, mut number, mut came) = (Instant::now(), 0u64, 0u64);
+            let mut moved = Instant::now();
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut bytes = [0; 8];
+                while socket.recv(&mut bytes).is_ok() {
+                    came = came.max(u64::from_le_bytes(bytes));
+                    moved = Instant::now();
+                }
+                if moved.elapsed() > Duration::from_secs(1) {
+                    // Lost: what is on its way is not waited for.
+                    (came, moved) = (number, Instant::now());
+                }
+                let due = (each * start.elapsed().as_millis() as u64).min(came + WINDOW);
+                while number < due {
+                    let length = 16 + number % 1000;
+                    let mut bytes = vec![number as u8; length as usize];
+                    bytes[..8].copy_from_slice(&number.to_le_bytes());
+                    if socket.send(&bytes).is_err() {
+                        break;
+                    }
+                    number += 1;
+                }
+                std::thread::sleep(Duration::from_micros(300));
+            }
+            println!("{number}");
         }
         // An adapter with one VF, until its standard input ends.
         ["adapter", directory] => {

@@ -20,7 +20,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -59,6 +59,12 @@ const UNLOAD: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the thread that listens to the bus looks whether it is still wanted.
 const LISTEN: Duration = Duration::from_millis(200);
+
+/// Packets that an interface's queue holds while its data path moves.
+const QUEUE: u32 = 4096;
+
+/// Offers that are looked at before the VM counts as started. A bus that is closed says so without end.
+const MOST_OFFERS: usize = 4096;
 
 /// What a bus is started with.
 pub(super) struct BusStart<'a> {
@@ -135,6 +141,9 @@ impl Bus {
         let ready = Arc::new(carrier::new_event().map_err(interface_failed)?);
         let inbox = Inbox { messages, ready };
         let (started, first) = channel();
+        // All that is offered at the start is there; nobody else listens yet.
+        let offered = std::iter::from_fn(|| bus.next_event(Duration::ZERO)).take(MOST_OFFERS);
+        let offered = offered.collect();
         let thread = BusThread {
             resources: VpciResources::new(),
             bus: Arc::clone(&bus),
@@ -163,7 +172,7 @@ impl Bus {
         let threads = vec![
             std::thread::Builder::new()
                 .name("bus".to_owned())
-                .spawn(move || thread.run())
+                .spawn(move || thread.run(offered))
                 .map_err(thread_failed)?,
             std::thread::Builder::new()
                 .name("bus events".to_owned())
@@ -171,7 +180,7 @@ impl Bus {
                 .map_err(thread_failed)?,
         ];
         let left = deadline.saturating_duration_since(Instant::now());
-        if first.recv_timeout(left).is_err() {
+        if first.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("no adapter is up yet; the VM starts without");
         }
         Ok(Self { inbox, listening, threads })
@@ -222,9 +231,8 @@ struct BusThread {
 }
 
 impl BusThread {
-    fn run(mut self) {
-        // All that is offered at the start is there.
-        while let Some(event) = self.bus.next_event(Duration::ZERO) {
+    fn run(mut self, offered: Vec<BusEvent>) {
+        for event in offered {
             self.hear_bus(event);
         }
         if self.nics.is_empty() {
@@ -334,6 +342,7 @@ impl BusThread {
             mac: None,
             mtu: *mtu,
             largest_segmented: Some(MAX_LARGE_SEND),
+            queue_length: Some(QUEUE),
             addresses: if first { addresses } else { &[] },
             gateway: gateway.filter(|_| first),
         })?;

@@ -208,6 +208,8 @@ impl Worker {
             Err(error) => self.fail(error.to_string()),
         }
         self.shared.counters.update(|states| states.synthetic.starts += 1);
+        // Whoever sees the carrier sees the rest.
+        self.publish();
         self.selection.synthetic_up(link);
         (self.tell)(Notice::SyntheticUp);
     }
