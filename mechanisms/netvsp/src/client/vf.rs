@@ -55,7 +55,7 @@ pub(super) struct Vf {
     device: Option<Device>,
     /// The NIC's address, while it is up.
     mac: Option<MacAddress>,
-    /// The server took the path back; it is not asked again until the VF's driver was down or the association changed.
+    /// The server wanted the path back; it is not asked again until the VF's driver was down or the association changed.
     refused: bool,
     out: Vec<VfEffect>,
 }
@@ -139,17 +139,14 @@ impl Vf {
         }
     }
 
-    /// The server moved the path by itself.
+    /// The server wants the path, or has it already: it is asked for, so that its answer tells when frames come by the
+    /// synthetic path only.
     pub(super) fn server_moved(&mut self, path: DataPath) {
         if path == DataPath::Vf {
             return;
         }
         self.refused = true;
-        if self.path == VfPath::Vf {
-            self.out.push(VfEffect::Stop);
-            self.out.push(VfEffect::Released);
-            self.path = VfPath::Synthetic;
-        }
+        self.step();
     }
 
     fn wanted(&self) -> bool {
@@ -229,7 +226,12 @@ mod tests {
     fn a_path_that_the_server_took_back_is_not_asked_for_again_at_once() {
         let mut vf = on_vf();
         vf.server_moved(DataPath::Synthetic);
-        assert_eq!(vf.take(), [Stop, Released]);
+        assert_eq!(vf.take(), [Stop, Ask(DataPath::Synthetic)]);
+        // Said again, it is not asked again.
+        vf.server_moved(DataPath::Synthetic);
+        assert_eq!(vf.take(), []);
+        vf.completed();
+        assert_eq!(vf.take(), [Released]);
         vf.driver(true);
         assert_eq!(vf.take(), []);
         vf.associated(None);

@@ -194,7 +194,7 @@ fn a_revoked_vf_goes_filters_first_and_loses_nothing() {
         panic!("{:?}", bonded.pair.told.server)
     };
     use client::Upcall::{StopVf, VfAssociation, VfReleased};
-    assert_eq!(bonded.pair.told.client, [StopVf, VfReleased, VfAssociation(None)]);
+    assert_eq!(bonded.pair.told.client, [StopVf, VfAssociation(None), VfReleased]);
     bonded.pair.client.vf_device(None);
     bonded.guest_sends();
     bonded.host_sends();
