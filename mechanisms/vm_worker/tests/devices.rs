@@ -125,7 +125,7 @@ fn a_device_that_is_not_in_use_is_given_up_at_once() {
     vm.client.expect(name(0, 7), DeviceState::EjectComplete);
     vm.client.remove(name(0, 7), false);
     vm.client.expect(name(0, 7), DeviceState::Removed);
-    assert!(!nic.is_connected(vf));
+    wait_until("the VF's end", || !nic.is_connected(vf));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_worker_that_ends_leaves_its_vfs_and_its_guest() {
     let (vm, mut guest, mut bus, vf) = up(&nic);
     let Vm { worker, .. } = vm;
     drop(worker);
-    assert!(!nic.is_connected(vf));
+    wait_until("the VF's end", || !nic.is_connected(vf));
     bus.pump(&mut guest, "the end", |bus| bus.gone == 1);
 }
 
