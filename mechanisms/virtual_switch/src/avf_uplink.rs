@@ -76,6 +76,15 @@ impl AvfUplink {
         self.pair
     }
 
+    /// Frames handed to the device so far, and how many of them it has sent for sure.
+    pub fn progress(&mut self) -> (u64, u64) {
+        let tx = &mut self.pair.tx;
+        let handed = tx.counters().frames;
+        // One descriptor is the least that a frame takes; one slot always stays empty.
+        let descriptors = usize::from(tx.ring_length()).saturating_sub(1 + tx.room());
+        (handed, handed.saturating_sub(descriptors as u64))
+    }
+
     fn drop_waiting(&mut self) {
         for segment in self.waiting.drain(..) {
             self.pair.tx.free(segment.buffer);

@@ -17,8 +17,8 @@
 //! | `VfAvailable` | | NVSP 128 (1, serial); again for each driver that starts, until `VfLost` |
 //! | | report `asks: vf` | NVSP 129 (VF) |
 //! | filters are on the VF's VPort: `CompleteSwitch {vf}` | takes the VF: no floods, unicast to the uplink | completion |
-//! | wants the VF back: `SwitchDataPath {synthetic}` | takes frames again | NVSP 129 (synthetic) |
-//! | | report `asks: synthetic` | NVSP 129 (synthetic) |
+//! | wants the VF back: `SwitchDataPath {synthetic}` | takes frames again | is told NVSP 129 (synthetic) |
+//! | | takes frames again; report `asks: synthetic` when what went to the uplink before is out of it | NVSP 129 (synthetic) |
 //! | filters are home: `CompleteSwitch {synthetic}` | | completion |
 //! | `VfLost` | | NVSP 128 (0, serial) |
 //!
@@ -490,7 +490,6 @@ pub struct PortStatus {
     /// Its name.
     pub port: String,
     /// What kind of adapter is connected.
-    #[serde(flatten)]
     pub kind: PortKind,
     /// Its address.
     pub mac: String,

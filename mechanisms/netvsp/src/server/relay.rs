@@ -102,9 +102,12 @@ impl Relay {
     }
 
     /// Where frames for the guest are taken to: to the VF while this driver uses it, and while no driver of the NIC is
-    /// `up` that could take them instead.
+    /// `up` that could take them instead. A guest that asks for the synthetic path takes frames there already; so it
+    /// misses none while filters are on their way home.
     pub(super) fn path(&self, up: bool) -> DataPath {
-        if self.on_vf || !up { self.active } else { DataPath::Synthetic }
+        let leaves = self.open.is_some_and(|ask| ask.path == DataPath::Synthetic);
+        let there = if up { self.on_vf && !leaves } else { true };
+        if there { self.active } else { DataPath::Synthetic }
     }
 
     /// The guest is up, and can have a VF or not. One that was told before has forgotten.
@@ -250,6 +253,17 @@ mod tests {
         relay.guest_asks(Vf, Some(4));
         assert_eq!(relay.take(), [Complete(3), Complete(4), NotifySynthetic], "nobody is asked");
         assert_eq!(relay.report().requests, 2);
+    }
+
+    #[test]
+    fn a_guest_that_asks_to_leave_takes_frames_before_filters_move() {
+        let mut relay = on_vf();
+        relay.guest_asks(Synthetic, Some(2));
+        assert_eq!((relay.path(true), relay.report().active), (Synthetic, Vf));
+        // Filters could not be moved.
+        relay.command(VfCommand::Complete { active: Vf });
+        assert_eq!(relay.take(), [MoveFilters(Synthetic), Complete(2)]);
+        assert_eq!(relay.path(true), Synthetic, "it takes the answer for a yes");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use device_control::ClientId;
@@ -14,14 +15,16 @@ use shared_memory::DmaMap;
 
 use super::reports::{Desk, Listener, News, Waiting};
 use crate::{
-    Port as SwitchPort, PortPolicy, SwitchHandle, SwitchStopped, SyntheticPort, TulipPort,
-    VirtualSwitch,
+    AvfUplink, Port as SwitchPort, PortPolicy, SwitchHandle, SwitchStopped, SyntheticPort,
+    TulipPort, VirtualSwitch,
     control::{
         ChannelUpcall, DataPath, GuestState, MAX_CHANNELS, MAX_PORT_NAME, MAX_PORTS, PortCommand,
         PortConfig, PortKind, PortName, PortReport, VfCommand,
     },
 };
 
+/// How long an adapter may take to send what is in its queue.
+const DRAIN_LIMIT: Duration = Duration::from_millis(20);
 /// Bytes of an adapter's friendly name.
 const MAX_FRIENDLY_NAME: usize = 128;
 
@@ -419,10 +422,29 @@ impl Ports {
             active: vf.map_or(DataPath::Synthetic, |vf| vf.active.into()),
         };
         if report != port.report {
+            let leaves = report.asks == Some(DataPath::Synthetic);
+            if leaves && report.request != port.report.request {
+                self.drain_uplink();
+            }
             port.report = report;
             port.version = version;
             state.clock = version;
             state.tell_listeners();
+        }
+    }
+
+    /// Waits until what ports have sent to an adapter is out of its queue: frames for a guest that leaves its VF must
+    /// not meet its filters on their way home. It takes microseconds; an adapter that hangs is not waited for.
+    fn drain_uplink(&self) {
+        let progress =
+            || self.switch.run(|switch| switch.uplink::<AvfUplink>().map(AvfUplink::progress));
+        let Ok(Some((handed, _))) = progress() else { return };
+        let start = Instant::now();
+        while let Ok(Some((_, sent))) = progress()
+            && sent < handed
+            && start.elapsed() < DRAIN_LIMIT
+        {
+            std::thread::yield_now();
         }
     }
 

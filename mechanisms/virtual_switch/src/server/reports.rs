@@ -186,6 +186,9 @@ pub(super) struct Listener {
 impl Listener {
     /// Tells it what it has not been told, the oldest first, if it waits.
     fn tell(&mut self, ports: &BTreeMap<String, Port>) {
+        if self.waiting.is_none() {
+            return;
+        }
         let news =
             |port: &&Port| self.told.get(&port.config.port).is_none_or(|told| *told < port.version);
         let Some(port) = ports.values().filter(news).min_by_key(|port| port.version) else {
