@@ -1,7 +1,7 @@
 //! The `clearway` program: an SR-IOV virtualization stack, one role per subcommand.
 //!
-//! Each role is a process of its own: `adapter` is a NIC, `vm` a virtual machine; `nic` manages an adapter;
-//! `demo` puts all of it together. Layer: faces (ARCHITECTURE.md).
+//! Each role is a process of its own: `adapter` is a NIC, `switch` a virtual switch, `vm` a virtual machine, `stack`
+//! decides which VM has a VF; `nic` manages an adapter; `demo` puts all of it together. Layer: faces (ARCHITECTURE.md).
 
 use std::{
     io::{IsTerminal, stderr},
@@ -17,6 +17,7 @@ mod demo;
 mod nic;
 mod nic_command;
 mod stack_command;
+mod switch_command;
 mod traffic;
 mod vm_command;
 
@@ -37,6 +38,7 @@ enum Command {
     Nic(nic_command::NicArguments),
     Vm(vm_command::VmArguments),
     Stack(stack_command::StackArguments),
+    Switch(switch_command::SwitchArguments),
     Demo(demo::DemoArguments),
     Bench(bench::BenchArgs),
     /// What the demo runs inside its VMs.
@@ -78,6 +80,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Nic(arguments) => nic_command::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm_command::run(arguments),
         Command::Stack(arguments) => stack_command::run(arguments),
+        Command::Switch(arguments) => switch_command::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Traffic(command) => traffic::run(&command).map(|()| ExitCode::SUCCESS),
