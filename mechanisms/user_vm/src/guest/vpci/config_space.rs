@@ -3,9 +3,7 @@
 use std::io;
 
 use partition::user::UserGuest;
-use pcie_protocol::{
-    CONVENTIONAL_CONFIG_SPACE_SIZE, CapabilityId, CapabilityWalk, FoundCapability,
-};
+use pcie_protocol::{CONVENTIONAL_CONFIG_SPACE_SIZE, CapabilityWalk, FoundCapability};
 
 /// Configuration space of a ready function.
 #[derive(Copy, Clone, Debug)]
@@ -43,14 +41,13 @@ impl ConfigSpace<'_> {
         Ok(u32::from_le_bytes(data))
     }
 
-    /// Where a capability is, if the function has it.
-    pub(super) fn find(&self, id: CapabilityId) -> io::Result<Option<u16>> {
+    /// The capabilities of the function. Reads a good part of its configuration space.
+    pub(super) fn capabilities(&self) -> io::Result<Vec<FoundCapability>> {
         let mut config = [0; CONVENTIONAL_CONFIG_SPACE_SIZE];
         for (offset, dword) in (0u16..).step_by(4).zip(config.as_chunks_mut::<4>().0) {
             self.read(offset, dword)?;
         }
-        let found = CapabilityWalk::new(&config).find(|found| found.id == id);
-        Ok(found.map(|FoundCapability { offset, .. }| offset))
+        Ok(CapabilityWalk::new(&config).collect())
     }
 }
 

@@ -43,6 +43,10 @@ const RESET: Duration = Duration::from_secs(5);
 /// Between two looks at what no descriptor tells of.
 const PAUSE: Duration = Duration::from_micros(200);
 
+/// Registers of the MSI-X capability, by their offset in it (PCIe 6.0 §7.7.2).
+const CONTROL: u16 = 2;
+const TABLE: u16 = 4;
+
 /// A VF behind a virtual PCI bus, for [`avf_driver::AvfDriver::open_on`].
 ///
 /// Registers are trapped accesses: each waits for the host. Doorbell pages are mapped. Interrupts are made by the bus;
@@ -56,6 +60,8 @@ pub(crate) struct VpciTransport {
     function: Arc<Function>,
     registers: BarPlace,
     msi_x: MsiX,
+    /// Where the PCI Express capability is.
+    express: Option<u16>,
     /// Given back with the transport. Its driver's control part alone asks for it.
     pages: Mutex<Vec<GuestPages>>,
 }
@@ -83,17 +89,42 @@ impl Drop for GuestPages {
     }
 }
 
+impl MsiX {
+    /// What the capability at `capability` says; `None` if it makes no sense.
+    fn read(
+        config: ConfigSpace<'_>,
+        capability: u16,
+        function: &Function,
+    ) -> io::Result<Option<Self>> {
+        let control = capability + CONTROL;
+        let table = capability + TABLE;
+        let vectors = MsiXControl::from(config.read_u16(control)?).table_size_minus_one() + 1;
+        let Ok(table) = MsiXLocation::from_register(config.read_u32(table)?) else {
+            return Ok(None);
+        };
+        let Some(bar) = table.bar.of(&function.ready.bars) else { return Ok(None) };
+        let end = u64::from(table.offset) + u64::from(vectors) * u64::from(MSI_X_ENTRY_SIZE);
+        let table = bar.address + u64::from(table.offset);
+        Ok((end <= bar.size).then_some(Self { control, vectors, table }))
+    }
+}
+
 impl VpciTransport {
     pub(super) fn new(shared: Arc<Shared>, function: Arc<Function>) -> Result<Self, VpciError> {
         let registers = REGISTERS.of(&function.ready.bars).ok_or(VpciError::Lacks("BAR 0"))?;
         let config = ConfigSpace { guest: shared.guest(), address: function.ready.config_space };
-        let msi_x = find_msi_x(config, &function).map_err(|error| {
-            // Also when nothing answers any more.
-            tracing::debug!(%error, "configuration space");
+        // It fails if there is no host any more.
+        let gone = |error| {
+            tracing::debug!(%error, "the host does not answer an access");
             VpciError::Gone
-        })?;
-        let msi_x = msi_x.ok_or(VpciError::Lacks("MSI-X capability"))?;
-        Ok(Self { shared, function, registers, msi_x, pages: Mutex::default() })
+        };
+        let capabilities = config.capabilities().map_err(gone)?;
+        let find = |id| capabilities.iter().find(|found| found.id == id).map(|found| found.offset);
+        let msi_x = find(CapabilityId::MSI_X).ok_or(VpciError::Lacks("MSI-X capability"))?;
+        let msi_x = MsiX::read(config, msi_x, &function).map_err(gone)?;
+        let msi_x = msi_x.ok_or(VpciError::Lacks("MSI-X table in a BAR"))?;
+        let express = find(CapabilityId::PCI_EXPRESS);
+        Ok(Self { shared, function, registers, msi_x, express, pages: Mutex::default() })
     }
 
     /// Pages of the guest for the driver's rings and buffers, as many as `config` needs. They are the transport's, and
@@ -206,7 +237,7 @@ impl VpciTransport {
     /// A function level reset. The BARs and what enables them are gone after it, and are put back (PCIe 6.0 §6.6.2).
     fn reset_function(&self) -> io::Result<bool> {
         let config = self.config();
-        let Some(express) = config.find(CapabilityId::PCI_EXPRESS)? else { return Ok(false) };
+        let Some(express) = self.express else { return Ok(false) };
         let capabilities = config.read_u32(express + ExpressCapability::DEVICE_CAPABILITIES_OFFSET);
         if !DeviceCapabilities::from(capabilities?).function_level_reset_capable() {
             return Ok(false);
@@ -238,8 +269,12 @@ impl VpciTransport {
 
     /// Has the function reach nothing and nobody any more.
     fn stop_function(&self) -> io::Result<()> {
-        let command = Command::from(self.config().read_u16(header_offset::COMMAND)?);
-        let command = command.with_bus_master_enable(false);
+        let command = self.config().read_u16(header_offset::COMMAND)?;
+        // Ones: nobody answers.
+        if command == u16::MAX {
+            return Ok(());
+        }
+        let command = Command::from(command).with_bus_master_enable(false);
         self.config().write(header_offset::COMMAND, &u16::from(command).to_le_bytes())?;
         self.set_msi_x(false)
     }
@@ -364,19 +399,4 @@ impl VpciTransport {
 
 fn failed(operation: &'static str, error: VpciError) -> DriverError {
     DriverError::Transport { operation, source: Box::new(error) }
-}
-
-fn find_msi_x(config: ConfigSpace<'_>, function: &Function) -> io::Result<Option<MsiX>> {
-    let Some(capability) = config.find(CapabilityId::MSI_X)? else { return Ok(None) };
-    let control = capability + 2;
-    let vectors = MsiXControl::from(config.read_u16(control)?).table_size_minus_one() + 1;
-    let Ok(table) = MsiXLocation::from_register(config.read_u32(capability + 4)?) else {
-        return Ok(None);
-    };
-    let Some(bar) = table.bar.of(&function.ready.bars) else { return Ok(None) };
-    let end = u64::from(table.offset) + u64::from(vectors) * u64::from(MSI_X_ENTRY_SIZE);
-    if end > bar.size {
-        return Ok(None);
-    }
-    Ok(Some(MsiX { control, vectors, table: bar.address + u64::from(table.offset) }))
 }
