@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use netvsp::{TransmitMetadata, client::NotSent};
+use shared_memory::SharedSlice;
 use virtual_switch::{VirtualSwitch, Worker};
 
 use super::{
     cores::{Cores, apart, pin},
     forward::BURST,
-    guest::{Guest, MTU},
+    guest::{Guest, MTU, port},
     path::{Counts, Path},
     sample::{Rate, RoundTrip},
-    traffic::{headers, mac, read_lines},
+    traffic::{headers, mac},
 };
 
 /// Where the number of a frame is, behind its headers.
@@ -27,7 +28,7 @@ pub(crate) struct Ends {
     frame: Vec<u8>,
     size: u16,
     number: u32,
-    _worker: Worker,
+    worker: Worker,
 }
 
 impl Ends {
@@ -42,7 +43,16 @@ impl Ends {
         for (to, from) in frame.iter_mut().zip(headers(size, mac(2), mac(1))) {
             *to = from;
         }
-        Ok(Self { generator, sink, frame, size, number: 0, _worker: worker })
+        Ok(Self { generator, sink, frame, size, number: 0, worker })
+    }
+
+    /// What switch and guests have counted.
+    fn state(&self) -> String {
+        let ports = self.worker.handle().run(|switch| {
+            [1, 2].map(|number| port(number).ok().and_then(|id| switch.statistics(id)))
+        });
+        let guests = [&self.generator, &self.sink].map(|guest| guest.nic.statistics(0));
+        format!("ports: {ports:?}, guests: {guests:?}")
     }
 
     #[inline(always)]
@@ -61,6 +71,19 @@ pub(crate) fn write_lines(frame: &mut [u8], number: u32) {
         place.copy_from_slice(&number);
         line = (line + 64) & !63;
     }
+}
+
+/// Reads from every line of a frame, wherever it begins; returns its number.
+#[inline(always)]
+fn read_lines(frame: SharedSlice<'_>) -> u32 {
+    let first = frame.load_bytes8(NUMBER_AT).unwrap_or_default().to_le_bytes();
+    let mut line = 64;
+    while let Some(word) = frame.load_bytes8(line) {
+        std::hint::black_box(word);
+        line += 64;
+    }
+    let [a, b, c, d, ..] = first;
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 /// Receives at `guest`: frames, bytes, and the number of the last one.
@@ -149,5 +172,9 @@ pub(crate) fn round_trips(
     duration: Duration,
     cores: Cores,
 ) -> anyhow::Result<RoundTrip> {
-    apart(|| Ends::open(size, cores)?.round_trips(duration)).context("synthetic adapters")
+    apart(|| {
+        let mut ends = Ends::open(size, cores)?;
+        ends.round_trips(duration).with_context(|| ends.state())
+    })
+    .context("synthetic adapters")
 }

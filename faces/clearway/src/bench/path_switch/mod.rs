@@ -250,7 +250,6 @@ impl Bench {
             bonded.zip(other)
         })?;
         let (Some((vf, serial)), Some((peer, _))) = (bonded, other) else { unreachable!() };
-        stack.open_default_vport(&control_socket(directory.path()))?;
         stack.tell(Input::NetVsp(OTHER, NetVspReport::AsksDataPath(StackPath::Vf)))?;
         stack.until("the peer's path", |told| {
             (told == Told::Active(OTHER, StackPath::Vf)).then_some(())

@@ -13,7 +13,7 @@ use std::{
 };
 
 use adapter::control::{PrivateControl, SetVPortPolicy, VlanMode};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use device_control::{DeviceControlClient, DriverName, OidRequestKind, SentRequest, Target};
 use ndis_protocol::{MacAddress, Name, NdisStatus, RequestKind, VPortId, VfId, VlanId};
@@ -39,8 +39,6 @@ pub(super) enum Told {
     Offered(AdapterId, VfId, u32),
     /// This path is active for the adapter.
     Active(AdapterId, DataPath),
-    /// A request to the NIC failed.
-    Failed,
 }
 
 /// The stack's thread; dropping it ends it.
@@ -106,22 +104,6 @@ impl StackThread {
         self.tell(Input::AdapterSet(id, config))
     }
 
-    /// Lets frames of any source address pass through the default VPort: those of guests that have just left their VF,
-    /// or are about to, are on their way there. The NIC switch must be there.
-    pub(super) fn open_default_vport(&self, socket: &Path) -> anyhow::Result<()> {
-        let name = DriverName::new("bench")?;
-        let client = DeviceControlClient::connect(socket, &name, PATIENCE)?;
-        let policy = SetVPortPolicy {
-            vport: 0,
-            allow_spoofing: true,
-            allow_promiscuous: false,
-            vlan: VlanMode::Transparent,
-        };
-        let code = PrivateControl::SetVPortPolicy.code();
-        client.private(code, &serde_json::to_vec(&policy)?, 64, PATIENCE)?;
-        Ok(())
-    }
-
     /// Waits until something is told.
     pub(super) fn until<T>(
         &self,
@@ -132,7 +114,6 @@ impl StackThread {
         loop {
             let told =
                 self.told.recv_deadline(end).with_context(|| format!("{what} does not come"))?;
-            ensure!(told != Told::Failed, "the NIC refused what the stack asked for");
             if let Some(value) = wanted(told) {
                 return Ok(value);
             }
@@ -223,8 +204,9 @@ impl Carrier {
                 }
                 _ => call.reply(&completion.output),
             };
-            if result.is_err() {
-                let _ = self.tell.send(Told::Failed);
+            if let Err(error) = &result {
+                // What that means is the stack's to know.
+                tracing::debug!(?call, ?error, "a request to the NIC failed");
             }
             self.take(Input::NicCompleted(NIC, request, result))?;
         }
@@ -239,9 +221,7 @@ impl Carrier {
                 self.requests.insert(request, (call, sent));
             }
             Effect::CancelNic { request, .. } => drop(self.requests.remove(&request)),
-            Effect::DisconnectNic { .. } => {
-                let _ = self.tell.send(Told::Failed);
-            }
+            Effect::DisconnectNic { .. } => anyhow::bail!("the stack gives the NIC up"),
             Effect::NetVsp { adapter, command } => self.net_vsp(adapter, command)?,
             Effect::Vpci { adapter, serial, command } => {
                 let report = |report| Input::Vpci(adapter, serial, report);
