@@ -21,8 +21,9 @@ pub enum PrivateControl {
     /// Devices of the adapter stay.
     RemoveAdapter = 3,
     /// [`OfferVf`] as JSON in, nothing out, at once: offer the VF to the guest as a PCI device. Reported as
-    /// [`DeviceState::Offered`] or [`DeviceState::OfferFailed`]. STATUS_DEVICE_ALREADY_ATTACHED if the adapter has a device
-    /// with this serial number. Several devices of one adapter may exist, as one may be going while the next one comes.
+    /// [`DeviceState::Offered`] or [`DeviceState::OfferFailed`]. STATUS_SHARING_VIOLATION if the adapter has
+    /// another device with this serial number; the same again changes nothing. STATUS_DEVICE_REMOVED once the guest is gone,
+    /// STATUS_INSUFFICIENT_RESOURCES beyond [`MAX_DEVICES`]. Several devices of one adapter may exist, as one may be going while the next one comes.
     OfferVf = 4,
     /// [`ReplaceMitigatedRanges`] as JSON in, nothing out: the device's mitigated ranges are these now. STATUS_NOT_FOUND
     /// if there is no such device.
@@ -170,7 +171,8 @@ pub struct RemoveVf {
     pub adapter: u32,
     /// Which one.
     pub serial: u32,
-    /// Whether the guest did not agree. Without effect on one that has given the device up.
+    /// Whether the guest did not agree. What is done is the same: a guest that has given the device up notices nothing,
+    /// and one that has not sees it pulled out.
     pub surprise: bool,
 }
 
@@ -201,7 +203,8 @@ pub enum GuestState {
     /// It runs.
     Running,
     /// It runs, and has started anew since this client was last told: what it had done is undone, what is offered to it
-    /// stays. Said before what the devices became by it.
+    /// stays. Said before what the devices became by it; the switches say on connections of their own, sooner or later
+    /// than this, what the NICs became.
     Reset,
     /// It has ended. All devices follow as [`DeviceState::Removed`].
     Gone,
@@ -222,7 +225,7 @@ pub enum DeviceState {
     },
     /// The guest's VPCI driver has opened the bus.
     BusOpened,
-    /// A driver in the guest has put the device to work: it has enabled bus mastering and memory.
+    /// A driver in the guest has put the device to work: an interrupt was routed to it.
     DeviceStarted,
     /// The guest has given the device up, after it was asked. Nothing is mapped any more.
     EjectComplete,

@@ -17,6 +17,7 @@
 pub mod control;
 mod event;
 mod link;
+mod log_budget;
 mod reports;
 mod server;
 mod vf;

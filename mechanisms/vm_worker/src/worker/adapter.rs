@@ -33,6 +33,7 @@ use crate::{
     control::{AdapterConfig, AdapterStatus},
     event::Event,
     link::{Call, Link, LinkEvent},
+    log_budget::LogBudget,
 };
 
 /// When a switch is asked again for a port that it does not have.
@@ -54,6 +55,8 @@ pub(super) struct Adapter {
     next_tag: u64,
     /// What comes after it.
     next: Next,
+    /// For what the guest makes of it.
+    log: LogBudget,
 }
 
 /// What is to become of an adapter.
@@ -147,6 +150,7 @@ impl Adapter {
             asked: BTreeMap::new(),
             next_tag: 0,
             next: Next::Stay,
+            log: LogBudget::default(),
         })
     }
 
@@ -315,7 +319,9 @@ impl Adapter {
             (Asked::Open(index), Phase::Offered(offered)) => {
                 let Some(channel) = offered.channel(index) else { return };
                 if channel.use_ == Use::Opening {
-                    if let Err(status) = answer {
+                    if let Err(status) = answer
+                        && self.log.spend()
+                    {
                         let adapter = self.config.adapter;
                         tracing::warn!(adapter, index, %status, "a switch opens no channel");
                     }
@@ -338,7 +344,9 @@ impl Adapter {
             (Asked::Close(0), Phase::Leaving { .. }) => self.left(cx),
             (Asked::Mapped(gpadl), Phase::Offered(offered)) => {
                 if let Err(status) = answer {
-                    tracing::warn!(%gpadl, %status, "a switch does not take a guest's buffer");
+                    if self.log.spend() {
+                        tracing::warn!(%gpadl, %status, "a switch does not take a guest's buffer");
+                    }
                     offered.released(gpadl);
                 }
             }
@@ -398,7 +406,9 @@ impl Adapter {
             }
             ChannelUpcall::OfferSubchannels { count } => self.offer_subchannels(count, cx),
             ChannelUpcall::Dead { channel, error } => {
-                tracing::warn!(adapter, channel, error, "a guest's network driver");
+                if self.log.spend() {
+                    tracing::warn!(adapter, channel, error, "a guest's network driver");
+                }
             }
         }
     }
@@ -429,7 +439,9 @@ impl Adapter {
             match cx.host.offer(params) {
                 Ok(host) => *slot = Some(Channel { host, use_: Use::Closed }),
                 Err(error) => {
-                    tracing::warn!(index, %error, "a subchannel cannot be offered");
+                    if self.log.spend() {
+                        tracing::warn!(index, %error, "a subchannel cannot be offered");
+                    }
                     return;
                 }
             }
@@ -470,7 +482,14 @@ impl Adapter {
                 let asked = self.ask_open(index, &opened);
                 if let Err(reason) = &asked {
                     let adapter = self.config.adapter;
-                    tracing::warn!(adapter, index, reason, "a guest's channel cannot be opened");
+                    if self.log.spend() {
+                        tracing::warn!(
+                            adapter,
+                            index,
+                            reason,
+                            "a guest's channel cannot be opened"
+                        );
+                    }
                 }
                 let Some(channel) = self.channel(index) else { return };
                 match asked {

@@ -22,6 +22,7 @@ use super::{Cx, live::Live, nics::NicNumber};
 use crate::{
     control::{DeviceName, DeviceState, DeviceStatus, MitigatedRanges, OfferVf},
     event::Event,
+    log_budget::LogBudget,
     vf::{Access, OpenedVf, Vf, VfEvent},
 };
 
@@ -38,6 +39,7 @@ pub(super) struct Device {
     pub(super) nic: NicNumber,
     phase: Phase,
     vf: Vf,
+    log: LogBudget,
 }
 
 enum Phase {
@@ -89,7 +91,8 @@ impl Device {
         let deadline = cx.now() + OPENING;
         let opening = Opening { deadline, opened: None, ids: None, bars: None };
         let phase = Phase::Opening(Box::new(opening));
-        Ok(Self { name, number, offer, state: DeviceState::Opening, nic, phase, vf })
+        let (state, log) = (DeviceState::Opening, LogBudget::default());
+        Ok(Self { name, number, offer, state, nic, phase, vf, log })
     }
 
     /// Whether nothing is left of it.
@@ -115,12 +118,11 @@ impl Device {
 
     fn set_state(&mut self, state: DeviceState, cx: &mut Cx) {
         if self.state != state {
-            tracing::info!(
-                adapter = self.name.adapter,
-                serial = self.name.serial,
-                ?state,
-                "a device of the guest"
-            );
+            // A guest may open and close its bus without end.
+            if self.log.spend() {
+                let DeviceName { adapter, serial } = self.name;
+                tracing::info!(adapter, serial, ?state, "a device of the guest");
+            }
             self.state = state;
             cx.reports.device(self.name, state);
         }

@@ -31,6 +31,7 @@ use vpci_protocol::window;
 use super::{Cx, nics::NicNumber};
 use crate::{
     control::{DeviceName, DeviceState, MitigatedRanges, OfferVf},
+    log_budget::LogBudget,
     vf::{
         Access, AccessKind, Kind, OpenedVf, RegisterAccess, RegisterPages, Registers, Reply,
         TrappedPages, Vf, Window, region, segments,
@@ -68,6 +69,8 @@ pub(super) struct Live {
     started: bool,
     /// Accesses that are done when the PF driver has answered.
     held: Vec<(BTreeSet<PfRequestId>, Reply)>,
+    /// For what the guest makes of it.
+    log: LogBudget,
 }
 
 /// A BAR where the guest has put it.
@@ -170,6 +173,7 @@ impl Live {
             interrupts: BTreeMap::new(),
             started: false,
             held: Vec::new(),
+            log: LogBudget::default(),
         })
     }
 
@@ -400,7 +404,9 @@ impl Live {
                 Ok(Some(effects)) => self.carry_out(effects, behind, cx),
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(serial = self.name.serial, %error, "a VPCI channel is broken");
+                    if self.log.spend() {
+                        tracing::warn!(serial = self.name.serial, %error, "a VPCI channel is broken");
+                    }
                     return self.ring_broken(behind, cx);
                 }
             }
@@ -436,7 +442,9 @@ impl Live {
                     let _ = channel.opened(true);
                 }
                 Err(error) => {
-                    tracing::warn!(serial = self.name.serial, %error, "a VPCI channel cannot be opened");
+                    if self.log.spend() {
+                        tracing::warn!(serial = self.name.serial, %error, "a VPCI channel cannot be opened");
+                    }
                     let _ = channel.opened(false);
                 }
             },
@@ -484,7 +492,9 @@ impl Live {
                 }
                 Effect::Rescind => rescind = true,
                 Effect::Fail(fault) => {
-                    tracing::warn!(serial = self.name.serial, %fault, "a guest's VPCI driver");
+                    if self.log.spend() {
+                        tracing::warn!(serial = self.name.serial, %fault, "a guest's VPCI driver");
+                    }
                 }
                 Effect::Removed(_) | Effect::StopAnswered(_) | Effect::CloseOverdue => {}
             }
@@ -508,7 +518,9 @@ impl Live {
         match cx.partition.intercept_mmio(address, window::SIZE, Arc::new(handler)) {
             Ok(()) => self.window = Some(address),
             Err(error) => {
-                tracing::warn!(serial = self.name.serial, %error, "a guest's configuration window");
+                if self.log.spend() {
+                    tracing::warn!(serial = self.name.serial, %error, "a guest's configuration window");
+                }
             }
         }
     }
@@ -562,7 +574,9 @@ impl Live {
             match given {
                 Ok(()) => parts.push(gpa),
                 Err(error) => {
-                    tracing::warn!(serial = self.name.serial, %bar, %error, "a guest's BAR");
+                    if self.log.spend() {
+                        tracing::warn!(serial = self.name.serial, %bar, %error, "a guest's BAR");
+                    }
                 }
             }
         }
@@ -610,7 +624,9 @@ impl Live {
                     self.interrupts.insert(source, Interrupt { target, block, routed: true });
                 }
                 Err(error) => {
-                    tracing::warn!(serial = self.name.serial, %error, "an interrupt of a guest");
+                    if self.log.spend() {
+                        tracing::warn!(serial = self.name.serial, %error, "an interrupt of a guest");
+                    }
                 }
             }
         }

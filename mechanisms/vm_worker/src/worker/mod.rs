@@ -220,7 +220,7 @@ impl Worker {
         if restarts != self.restarts {
             self.restarts = restarts;
             if !gone {
-                tracing::info!(vm = self.cx.config.name, "the guest has begun anew");
+                tracing::debug!(vm = self.cx.config.name, "the guest has begun anew");
                 self.cx.reports.guest(GuestState::Reset);
             }
         }
