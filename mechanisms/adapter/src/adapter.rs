@@ -276,6 +276,9 @@ impl Adapter {
 
     /// Frees a VF that has no VPort; its socket goes away, and to a guest that is still there the device.
     pub fn free_vf(&self, vf: VfId) -> Result<(), RequestError> {
+        if let Ok(FunctionStats { receive, transmit }) = self.stats(FunctionId::Vf(vf)) {
+            tracing::debug!(%vf, ?receive, ?transmit, "what passed the VF that is freed");
+        }
         let mut state = lock(&self.state);
         match state.vfs.get(&vf) {
             None => return Err(RequestError::NoSuchVf(vf)),
