@@ -29,6 +29,8 @@ use crate::{Incoming, Outgoing, Outputs, ProtocolError, ReceiveBuffer, Steering}
 pub(super) const MAX_WAITING: usize = 32;
 /// The fewest suballocations that a receive buffer must make for each channel.
 const MIN_SUB_ALLOCATIONS: u32 = 32;
+/// Bytes of a cache line.
+const CACHE_LINE: u32 = 64;
 
 /// What the core wants done, in this order.
 #[derive(Clone, Debug)]
@@ -418,7 +420,10 @@ impl Control {
     fn receive_buffer_mapped(&mut self, buffer: Option<GuestBuffer>) {
         let Buffer::Mapping { gpadl, id, transaction } = self.session.receive else { return };
         // SPEC-VMBUS §5.4: room for headers, the frame, and the tail that one client must not see used.
+        // In whole cache lines, so that each frame begins with one, and an odd number of them, so that the first lines
+        // of all frames spread over the caches' sets.
         let size = RECEIVE_DATA_OFFSET + self.mtu() + RECEIVE_TAIL;
+        let size = (size.div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
         let usable = buffer.and_then(|buffer| {
             let count = u32::try_from(buffer.len()).ok()? / size;
             (count >= MIN_SUB_ALLOCATIONS).then_some((buffer, count))
