@@ -230,6 +230,15 @@ struct BusThread {
     started: Option<Sender<()>>,
 }
 
+impl Drop for BusThread {
+    /// A bus thread that panics takes the VM with it, instead of leaving one to which nothing comes any more.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell.tell(GuestEvent::Failed("the thread of the guest's bus panicked".to_owned()));
+        }
+    }
+}
+
 impl BusThread {
     fn run(mut self, offered: Vec<BusEvent>) {
         for event in offered {

@@ -169,8 +169,8 @@ impl BusThread {
         let Some(open) = nic.open.as_mut().filter(|_| !nic.closing) else {
             return;
         };
-        for (index, (channel, is_open)) in nic.subchannels.range_mut(1..=nic.wanted) {
-            if *is_open {
+        for (index, (channel, is_open)) in &mut nic.subchannels {
+            if *is_open || *index > nic.wanted {
                 continue;
             }
             match bus.open(*channel, (RING_PAGES, RING_PAGES), NO_DATA, ANSWER) {
