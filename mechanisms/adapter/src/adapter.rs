@@ -331,7 +331,11 @@ impl Adapter {
         if let FunctionId::Vf(id) = function
             && let Some(vf) = state.vfs.get_mut(&id)
         {
-            self.data_path().run(move |data_path| data_path.bind(vport, slot))??;
+            let assigned = (vf.mac != MacAddress::ZERO).then_some(vf.mac);
+            self.data_path().run(move |data_path| {
+                data_path.bind(vport, slot)?;
+                data_path.switch().set_assigned_address(vport, assigned)
+            })??;
             vf.vport = Some(vport);
             let mut function = lock(&vf.served.function);
             function.set_least_interrupt_interval(least_interval_ns(moderation));

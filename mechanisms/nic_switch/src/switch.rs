@@ -156,6 +156,8 @@ struct VPort {
     is_default: bool,
     /// Own addresses, sorted, each with the number of filters that name it.
     addresses: Vec<(MacKey, u32)>,
+    /// The address that is its function's wherever the filter for it may be.
+    assigned: Option<MacKey>,
     /// Number of filters with each VLAN condition, sorted by condition.
     vlan_filters: Vec<(VlanMatch, u32)>,
     /// What the guest asked for.
@@ -176,10 +178,11 @@ struct GuestFilters {
 impl VPort {
     #[inline]
     fn owns(&self, mac: MacKey) -> bool {
-        match self.addresses.as_slice() {
+        let by_filter = match self.addresses.as_slice() {
             [(only, _)] => *only == mac,
             several => several.binary_search_by_key(&mac, |(address, _)| *address).is_ok(),
-        }
+        };
+        by_filter || self.assigned == Some(mac)
     }
 
     /// Whether the VPort is in a VLAN at all, as its receive filters say.
@@ -307,6 +310,17 @@ impl NicSwitch {
             return Err(SwitchError::DefaultVPort);
         }
         self.vport_mut(id)?.away = away;
+        Ok(())
+    }
+
+    /// Says which address is assigned to the function behind a VPort: it may send from it also while the receive filter
+    /// for it is on another VPort. So what a VF was given to send before its filter was moved away is not lost.
+    pub fn set_assigned_address(
+        &mut self,
+        id: VPortId,
+        mac: Option<MacAddress>,
+    ) -> Result<(), SwitchError> {
+        self.vport_mut(id)?.assigned = mac.map(MacKey::from);
         Ok(())
     }
 

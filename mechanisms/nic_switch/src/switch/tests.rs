@@ -108,6 +108,19 @@ fn a_spoofed_source_is_dropped_unless_the_policy_allows_it() {
 }
 
 #[test]
+fn an_assigned_address_is_no_spoofed_one_wherever_its_filter_is() {
+    let mut switch = two_vms();
+    let vm1 = Ingress::VPort(port(1));
+    switch.move_filter(filter_id(1), port(1), VPortId::DEFAULT).unwrap();
+    assert_eq!(forward(&switch, vm1, VM1, VM2, None), Err(DropReason::SpoofedSource));
+    switch.set_assigned_address(port(1), Some(VM1)).unwrap();
+    assert_eq!(forward(&switch, vm1, VM1, VM2, None), Ok(vec![(Some(2), None)]));
+    assert_eq!(forward(&switch, vm1, OUTSIDE, VM2, None), Err(DropReason::SpoofedSource));
+    switch.set_assigned_address(port(1), None).unwrap();
+    assert_eq!(forward(&switch, vm1, VM1, VM2, None), Err(DropReason::SpoofedSource));
+}
+
+#[test]
 fn a_vport_takes_frames_only_once_its_driver_receives() {
     let mut switch = two_vms();
     switch.set_receiving(port(2), false).unwrap();
