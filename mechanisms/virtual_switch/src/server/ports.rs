@@ -78,6 +78,14 @@ pub(super) struct Synthetic {
     pub(super) requests_before: u64,
 }
 
+/// What remains of a port whose adapter becomes another one.
+#[derive(Default)]
+struct Remains {
+    sessions: u64,
+    requests: u64,
+    waiting: Option<Waiting>,
+}
+
 /// What a port is to be, checked.
 struct Checked {
     mac: MacAddress,
@@ -172,16 +180,16 @@ impl Port {
 }
 
 impl Synthetic {
-    fn new(desk: Arc<Desk>) -> Self {
+    fn new(desk: Arc<Desk>, requests_before: u64, waiting: Option<Waiting>) -> Self {
         Self {
             desk,
             owner: None,
             channels: BTreeSet::new(),
             memory: DmaMap::empty(),
             upcalls: VecDeque::new(),
-            waiting: None,
+            waiting,
             stale: false,
-            requests_before: 0,
+            requests_before,
         }
     }
 
@@ -257,7 +265,7 @@ impl Ports {
         let checked = check(&config)?;
         let mut state = self.lock();
         match state.ports.get_mut(&config.port) {
-            None => self.make(&mut state, config, checked),
+            None => self.make(&mut state, config, checked, Remains::default()),
             Some(port) if port.config.kind == config.kind && port.config.mac == config.mac => {
                 let (id, policy) = (port.id, checked.policy);
                 let set = self.switch.run(move |switch| switch.set_policy(id, policy));
@@ -277,9 +285,8 @@ impl Ports {
                 let (id, policy) = (port.id, checked.policy.clone());
                 let set = self.switch.run(move |switch| switch.set_policy(id, policy));
                 set.map_err(stopped)?.map_err(|error| refused_by_table(&config.port, error))?;
-                let name = config.port.clone();
-                self.remove(&mut state, &name, NtStatus::CANCELLED)?;
-                self.make(&mut state, config, checked)
+                let remains = self.remove(&mut state, &config.port)?;
+                self.make(&mut state, config, checked, remains)
             }
         }
     }
@@ -302,18 +309,21 @@ impl Ports {
         state: &mut State,
         config: PortConfig,
         checked: Checked,
+        remains: Remains,
     ) -> Result<(), NtStatus> {
         let taken: BTreeSet<VPortId> = state.ports.values().map(|port| port.id).collect();
         let free = (1..=u32::try_from(MAX_PORTS).unwrap_or(u32::MAX)).filter_map(VPortId::new);
         let id = free.into_iter().find(|id| !taken.contains(id));
         let id = id.ok_or(NtStatus::INSUFFICIENT_RESOURCES)?;
         let Checked { mac, policy } = checked;
+        let Remains { sessions, requests, mut waiting } = remains;
         let (behind, port): (Behind, Box<dyn SwitchPort>) = match &config.kind {
             PortKind::Synthetic => {
-                let desk = Desk::new(&config.port);
+                let desk = Desk::new(&config.port, sessions);
                 let nic = NetVsp::new(nic_config(&config, mac), DmaMap::empty());
                 let port = SyntheticPort::new(nic, desk.teller(self.news.clone()));
-                (Behind::Synthetic(Box::new(Synthetic::new(desk))), Box::new(port))
+                let synthetic = Synthetic::new(desk, requests, waiting.take());
+                (Behind::Synthetic(Box::new(synthetic)), Box::new(port))
             }
             PortKind::Legacy { socket } => {
                 let served = TulipPort::serve(socket, mac, &config.port).map_err(|error| {
@@ -329,12 +339,15 @@ impl Ports {
         let report = PortReport {
             port: config.port.clone(),
             guest: GuestState::Closed,
-            session: 0,
+            session: sessions,
             asks: None,
-            request: 0,
+            request: requests,
             vf: None,
             active: DataPath::Synthetic,
         };
+        if let Some(waiting) = waiting {
+            waiting.end(NtStatus::INVALID_DEVICE_REQUEST);
+        }
         tracing::info!(port = config.port, %mac, "a port is made");
         let version = state.tick();
         state.ports.insert(config.port.clone(), Port { id, config, version, report, behind });
@@ -345,23 +358,27 @@ impl Ports {
     /// Deletes a port; whoever plays its guest is told by the end of its request for upcalls.
     pub(super) fn delete(&self, name: &PortName) -> Result<(), NtStatus> {
         let mut state = self.lock();
-        self.remove(&mut state, &name.port, NtStatus::NOT_FOUND)?;
+        if let Some(waiting) = self.remove(&mut state, &name.port)?.waiting {
+            waiting.end(NtStatus::NOT_FOUND);
+        }
         for listener in state.listeners.values_mut() {
             listener.forget(&name.port);
         }
         Ok(())
     }
 
-    fn remove(&self, state: &mut State, name: &str, waiting: NtStatus) -> Result<(), NtStatus> {
+    fn remove(&self, state: &mut State, name: &str) -> Result<Remains, NtStatus> {
         let mut port = state.ports.remove(name).ok_or(NtStatus::NOT_FOUND)?;
-        if let Some(waits) = port.synthetic().and_then(|port| port.waiting.take()) {
-            waits.end(waiting);
-        }
+        let remains = Remains {
+            sessions: port.report.session,
+            requests: port.report.request,
+            waiting: port.synthetic().and_then(|port| port.waiting.take()),
+        };
         let id = port.id;
         // What is behind it may take its time to end; here, and not on the switch's thread.
         drop(self.switch.run(move |switch| switch.disconnect(id)).map_err(stopped)?);
         tracing::info!(port = name, "a port is deleted");
-        Ok(())
+        Ok(remains)
     }
 
     /// Tells a port about its VF.

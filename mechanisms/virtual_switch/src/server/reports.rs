@@ -34,11 +34,12 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(port: &str) -> Arc<Self> {
+    /// For a port whose guest's driver has started so many times.
+    pub(super) fn new(port: &str, sessions: u64) -> Arc<Self> {
         Arc::new(Self {
             port: port.to_owned(),
             noted: AtomicBool::new(false),
-            sessions: AtomicU64::new(0),
+            sessions: AtomicU64::new(sessions),
             upcalls: crossbeam_channel::bounded(UPCALLS),
         })
     }
