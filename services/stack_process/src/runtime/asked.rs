@@ -65,7 +65,7 @@ impl Runtime {
         let last = self.events.last();
         let (ready, waiting) = std::mem::take(&mut self.waiting)
             .into_iter()
-            .partition(|waiting: &Waiting| waiting.after != last);
+            .partition(|waiting: &Waiting| last > 0 && waiting.after != last);
         self.waiting = waiting;
         for Waiting { after, room, pending, .. } in ready {
             let completion = match self.events.after(after, room) {

@@ -28,6 +28,8 @@ pub(super) struct Link {
     client: Option<DeviceControlClient>,
     since: Instant,
     pub(super) last_error: Option<String>,
+    /// It was turned away on this connection: there is no use in hurrying.
+    pub(super) turned_away: bool,
 }
 
 impl Link {
@@ -91,7 +93,8 @@ impl Runtime {
             };
         let last_error = last_error.or_else(|| self.links.remove(&peer).and_then(|l| l.last_error));
         let since = Instant::now();
-        let link = Link { path, attempt, connector, client: None, since, last_error };
+        let link =
+            Link { path, attempt, connector, client: None, since, last_error, turned_away: false };
         self.links.insert(peer, link);
     }
 
@@ -146,14 +149,18 @@ impl Runtime {
     pub(super) fn hang_up(&mut self, peer: Peer, error: String) {
         self.met(peer);
         let Some(link) = self.links.get_mut(&peer) else { return };
-        let lasted = link.since.elapsed();
+        let (lasted, turned_away) = (link.since.elapsed(), link.turned_away);
         link.last_error = Some(error.clone());
         let path = link.path.clone();
         let client = link.client.take();
         self.requests.retain(|_, sent| sent.peer != peer);
         drop(client);
         self.publish(ProcessEvent::Disconnected { peer, error });
-        let pause = if lasted < LONGEST_PAUSE { LONGEST_PAUSE } else { Duration::ZERO };
+        let pause = match lasted < LONGEST_PAUSE {
+            _ if turned_away => self.configuration.timeouts.retry,
+            true => LONGEST_PAUSE,
+            false => Duration::ZERO,
+        };
         self.connect(peer, path, pause);
     }
 

@@ -49,6 +49,7 @@ impl Runtime {
         if let (NicCall::Attach, Err(error)) = (call, &result)
             && let Some(link) = self.links.get_mut(&peer)
         {
+            link.turned_away = true;
             link.last_error = Some(format!(
                 "its PF driver refused to be attached to ({error}): is it another stack's already?"
             ));

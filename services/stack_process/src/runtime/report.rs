@@ -35,7 +35,7 @@ impl Runtime {
         let name = self.nics.get(&id)?.name.clone();
         let connection = self.connection(Peer::Nic(id));
         let reasons = |reasons: Vec<Reason>| reasons.iter().map(|r| self.reason(r)).collect();
-        // A NIC without a switch is not looked at by the stack.
+        // One that has no switch and was never there is not known to the stack.
         let Some(status) = self.stack.nic_status(id) else {
             return Some(NicReport {
                 name,

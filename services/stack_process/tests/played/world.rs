@@ -145,15 +145,27 @@ impl World {
     /// Waits for events until the status is as it should be.
     #[track_caller]
     pub fn until(&self, what: &str, done: impl Fn(&StackStatus) -> bool) -> StackStatus {
-        let client = Self::client(&self.path("stack/control.sock"));
+        self.until_at(&self.path("stack/control.sock"), what, done)
+    }
+
+    /// The same with any stack.
+    #[track_caller]
+    pub fn until_at(
+        &self,
+        socket: &Path,
+        what: &str,
+        done: impl Fn(&StackStatus) -> bool,
+    ) -> StackStatus {
+        let client = Self::client(socket);
         let start = Instant::now();
         loop {
-            let status = self.status();
+            let code = PrivateControl::Status.code();
+            let answer = client.private(code, b"null", STATUS_CAPACITY, PATIENCE).unwrap();
+            let status: StackStatus = serde_json::from_slice(&answer).unwrap();
             if done(&status) {
                 return status;
             }
-            let shown = || format!("{what}: {status:#?}\n{:#?}", self.events());
-            assert!(start.elapsed() < PATIENCE, "{}", shown());
+            assert!(start.elapsed() < PATIENCE, "{what}: {status:#?}");
             let next = NextEvents { after: status.last_event };
             let input = serde_json::to_vec(&next).unwrap();
             let code = PrivateControl::NextEvents.code();
