@@ -30,7 +30,7 @@ use user_vm::{
 };
 use virtual_switch::Worker;
 
-const TESTS: [(&str, fn()); 10] = [
+const TESTS: [(&str, fn()); 11] = [
     ("programs_of_two_vms_talk_over_the_synthetic_path", programs_talk),
     ("a_stream_crosses_whole_in_large_packets", a_stream_crosses_whole),
     ("large_frames_cross", large_frames_cross),
@@ -42,6 +42,7 @@ const TESTS: [(&str, fn()); 10] = [
     ),
     ("each_adapter_has_an_interface", each_adapter_has_an_interface),
     ("the_host_learns_what_the_guest_wants_to_receive", the_host_learns_of_filters),
+    ("a_vm_without_traffic_sleeps", a_vm_without_traffic_sleeps),
     ("a_vm_ends_with_its_partition", a_vm_ends_with_its_partition),
     ("an_ordinary_user_can_run_all_of_this", an_ordinary_user_can_run_all_of_this),
 ];
@@ -331,6 +332,25 @@ fn the_host_learns_of_filters() {
     eventually("promiscuity", || filter() == PacketFilter::PROMISCUOUS);
     output(&machine.vm, &format!("echo 0x1003 > {flags}"));
     eventually("its end", || filter().contains(least));
+}
+
+/// Hundredths of a second that a process has had a CPU.
+fn cpu_time(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+    fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+fn a_vm_without_traffic_sleeps() {
+    let Some(pair) = pair(GuestInterfaceKind::Auto, |config| config.queue_pairs = 4, 4) else {
+        return;
+    };
+    let vm = &pair.first.vm;
+    settled(vm);
+    let before = cpu_time(vm.pid());
+    std::thread::sleep(Duration::from_secs(2));
+    let spent = cpu_time(vm.pid()) - before;
+    assert!(spent < 40, "{spent} hundredths of a second in two seconds");
 }
 
 fn a_vm_ends_with_its_partition() {
