@@ -29,7 +29,7 @@ fn the_demo_shows_traffic_a_reset_and_counters_that_agree_and_leaves_nothing() {
     }
     for user in User::all() {
         let directory = user.directory();
-        let report = demo(user, directory.path(), &[]);
+        let report = demo(user, directory.path(), &["--part", "vfs"]);
         let pings = &report["pings"];
         assert_eq!((pings["sent"].as_u64(), pings["received"].as_u64()), (Some(20), Some(20)));
         let stream = &report["bulk"]["stream"];
@@ -73,6 +73,44 @@ fn the_demo_shows_traffic_a_reset_and_counters_that_agree_and_leaves_nothing() {
         }
         // 16 MiB in frames of 1460 bytes.
         assert!(hops[0]["received_by_vm"].as_u64().unwrap() > 11_000);
+    }
+}
+
+#[test]
+fn paths_move_under_traffic_lose_nothing_and_double_nothing() {
+    if !vms_can_run() {
+        return;
+    }
+    for user in User::all() {
+        let directory = user.directory();
+        let report = demo(user, directory.path(), &["--part", "stack", "--switches", "100"]);
+        let moves = &report["moves"];
+        let count = |value: &Value| value.as_u64().unwrap();
+        assert!(count(&moves["graceful_switches"]) >= 100, "{moves:#}");
+        assert!(count(&moves["graceful"]["sent"]) > 1000, "{moves:#}");
+        for what in ["lost", "doubled", "wrong"] {
+            assert_eq!(moves["graceful"][what], 0, "{moves:#}");
+        }
+        assert_eq!(moves["surprise"]["doubled"], 0, "{moves:#}");
+        for paths in moves["paths"].as_array().unwrap() {
+            for what in ["synthetic_sent", "synthetic_received", "vf_sent", "vf_received"] {
+                assert!(count(&paths[what]) > 0, "{moves:#}");
+            }
+        }
+        // The published sequence, as the stack tells it.
+        let timeline = report["timeline"].as_array().unwrap();
+        let told = |event: &str| {
+            timeline.iter().filter(|entry| entry["detail"].as_str().unwrap().contains(event)).count()
+        };
+        for event in [
+            "VF 0 of nic0 is allocated",
+            "VF 1 of nic0 is allocated",
+            "nic0 wants to stop",
+            "nic0 runs again",
+            "nic0 is gone",
+        ] {
+            assert!(told(event) > 0, "{event}: {timeline:#?}");
+        }
     }
 }
 
