@@ -233,7 +233,8 @@ fn serve(config: &Path, directory: &Path) -> Result<()> {
                     break;
                 }
             },
-            recv(stack.shutdown_requested()) -> _ => {
+            recv(stack.shutdown_requested()) -> asked => {
+                asked.context("the stack's thread has ended; its panic is above")?;
                 tracing::info!("ending: a client asked for it");
                 break;
             }
