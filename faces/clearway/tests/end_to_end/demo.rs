@@ -100,7 +100,10 @@ fn paths_move_under_traffic_lose_nothing_and_double_nothing() {
         // The published sequence, as the stack tells it.
         let timeline = report["timeline"].as_array().unwrap();
         let told = |event: &str| {
-            timeline.iter().filter(|entry| entry["detail"].as_str().unwrap().contains(event)).count()
+            timeline
+                .iter()
+                .filter(|entry| entry["detail"].as_str().unwrap().contains(event))
+                .count()
         };
         for event in [
             "VF 0 of nic0 is allocated",
