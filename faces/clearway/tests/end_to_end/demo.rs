@@ -106,8 +106,8 @@ fn paths_move_under_traffic_lose_nothing_and_double_nothing() {
                 .count()
         };
         for event in [
-            "VF 0 of nic0 is allocated",
-            "VF 1 of nic0 is allocated",
+            "VF 0 of NIC nic0 is allocated",
+            "VF 1 of NIC nic0 is allocated",
             "nic0 wants to stop",
             "nic0 runs again",
             "nic0 is gone",

@@ -232,6 +232,12 @@ fn vms_get_vfs_and_every_process_may_die_and_come_back() {
         adapters(status).any(|adapter| has_reason(adapter, "VmNotRunning"))
             && status.nics[0].virtual_functions_in_use == 1
     });
+    // Its guest ends with it, a moment later.
+    let start = Instant::now();
+    let stats = ["vm", "stats", "web"];
+    while command(world.directory.path(), &stats).output().unwrap().status.success() {
+        assert!(start.elapsed() < PATIENCE, "the guest outlives its host side");
+    }
     web = world.vm("web", "10.9.0.1/24");
     world.until_active("the VF of a VM that came back");
     world.ping();
