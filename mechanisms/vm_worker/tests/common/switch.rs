@@ -148,7 +148,7 @@ impl DeviceControlHandler for Handler {
             PrivateControl::Status => {
                 let port = |port: &String| {
                     json!({
-                        "port": port, "kind": "synthetic", "mac": "00:15:5d:00:00:01",
+                        "port": port, "kind": { "kind": "synthetic" }, "mac": "00:15:5d:00:00:01",
                         "vlan": { "mode": "transparent" }, "guest": "closed", "vf": null,
                         "data_path": "synthetic", "channels": [],
                         "statistics": virtual_switch::PortStatistics::default(),
