@@ -58,10 +58,19 @@ impl ListeningSocket {
             OsError::ADDRINUSE => ServerError::InUse { path: path.to_path_buf() },
             source => ServerError::Os { what: "binding", source },
         })?;
-        rustix::net::listen(&socket, BACKLOG).map_err(os("listening"))?;
+        // From here on the path is ours: what fails (out of descriptors, say) must not leave it behind.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let inode = rustix::fs::open(path, flags, Mode::empty()).map_err(os("opening the path"))?;
-        Ok((Self { path: path.to_path_buf(), directory, inode }, socket))
+        let listening = rustix::net::listen(&socket, BACKLOG).map_err(os("listening"));
+        let inode = listening.and_then(|()| {
+            rustix::fs::open(path, flags, Mode::empty()).map_err(os("opening the path"))
+        });
+        match inode {
+            Ok(inode) => Ok((Self { path: path.to_path_buf(), directory, inode }, socket)),
+            Err(error) => {
+                let _ = rustix::fs::unlink(path);
+                Err(error)
+            }
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -71,7 +80,9 @@ impl ListeningSocket {
 
 impl Drop for ListeningSocket {
     fn drop(&mut self) {
-        let Ok(_lock) = lock_directory(&self.directory) else { return };
+        // Without a descriptor for the lock it is removed all the same: nobody replaces a path that is served, and
+        // as a rule this one still is.
+        let _lock = lock_directory(&self.directory);
         if let (Ok(Some(found)), Ok(ours)) = (stat(&self.path), rustix::fs::fstat(&self.inode))
             && (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
         {
