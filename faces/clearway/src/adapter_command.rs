@@ -6,9 +6,10 @@ use adapter::{AdapterConfig, AdapterServer, data_path::WorkerConfig};
 use anyhow::{Context, Result, bail};
 use ndis::{AdapterConfiguration, Keywords};
 use ndis_protocol::MacAddress;
-use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 use toml::de::{DeTable, DeValue};
 use uplink::UplinkSpec;
+
+use crate::signals::SignalQueue;
 
 /// The most VFs that a PF has.
 const MAX_VFS: u16 = 256;
@@ -195,8 +196,7 @@ fn setting(config: &mut AdapterConfig, name: &str, value: &DeValue<'_>) -> Resul
 
 /// Runs the adapter until a signal or a client ends it.
 pub(crate) fn run(arguments: &AdapterArguments) -> Result<()> {
-    // Before any thread: signals are taken from here on.
-    let mut signals = Signals::new(TERM_SIGNALS).context("taking signals")?;
+    let signals = SignalQueue::take(&[])?;
     let (config, configuration) = configure(arguments)?;
     let server = AdapterServer::start(config, configuration)?;
     tracing::info!(
@@ -205,24 +205,6 @@ pub(crate) fn run(arguments: &AdapterArguments) -> Result<()> {
         copy = shared_memory::copy_method(),
         "the adapter is up"
     );
-    let (told, signalled) = crossbeam_channel::bounded(1);
-    let handle = signals.handle();
-    let waiter = std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            // The adapter may be ending already.
-            let _ = told.send(signal);
-        }
-    })?;
-    crossbeam_channel::select! {
-        recv(signalled) -> signal => {
-            tracing::info!(signal = signal.unwrap_or_default(), "ending");
-        }
-        recv(server.shutdown_requested()) -> _ => tracing::info!("ending: a client asked for it"),
-    }
-    handle.close();
-    drop(server);
-    if waiter.join().is_err() {
-        bail!("the signal thread panicked");
-    }
+    signals.wait_for_end(server.shutdown_requested());
     Ok(())
 }

@@ -16,6 +16,7 @@ mod bench;
 mod demo;
 mod nic;
 mod nic_command;
+mod signals;
 mod stack_command;
 mod switch_command;
 mod traffic;

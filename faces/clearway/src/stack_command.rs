@@ -12,10 +12,7 @@ use anyhow::{Context, Result, bail};
 use device_control::{ClientError, DeviceControlClient, DriverName};
 use ndis_protocol::InterruptModeration;
 use serde::{Serialize, de::DeserializeOwned};
-use signal_hook::{
-    consts::{SIGHUP, TERM_SIGNALS},
-    iterator::Signals,
-};
+use signal_hook::consts::SIGHUP;
 use stack_process::{
     Configuration, StackProcess,
     control::{
@@ -26,6 +23,8 @@ use stack_process::{
     words::{MODERATIONS, POLICIES, parse_vlan, policy_word, show_vlan},
 };
 use virtualization_stack::{AdapterKind, DataPath, Policy, Standing, VmState};
+
+use crate::signals::SignalQueue;
 
 /// How long one answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -210,23 +209,12 @@ pub(crate) fn run(arguments: StackArguments) -> Result<ExitCode> {
 
 /// Runs a stack until a signal or a client ends it.
 fn serve(config: &Path, directory: &Path) -> Result<()> {
-    // Before any thread: signals are taken from here on.
-    let mut signals = Signals::new(TERM_SIGNALS).context("taking signals")?;
-    signals.add_signal(SIGHUP).context("taking SIGHUP")?;
+    let signals = SignalQueue::take(&[SIGHUP])?;
     let stack = StackProcess::start(Configuration::read(config)?, directory)?;
     tracing::info!(socket = %stack.control_path().display(), "the stack is up");
-    let (told, signalled) = crossbeam_channel::bounded(8);
-    let handle = signals.handle();
-    let waiter = std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for signal in signals.forever() {
-            if told.send(signal).is_err() {
-                break;
-            }
-        }
-    })?;
     loop {
         crossbeam_channel::select! {
-            recv(signalled) -> signal => match signal {
+            recv(signals.received()) -> signal => match signal {
                 Ok(SIGHUP) => stack.reload(),
                 signal => {
                     tracing::info!(signal = signal.unwrap_or_default(), "ending");
@@ -239,12 +227,6 @@ fn serve(config: &Path, directory: &Path) -> Result<()> {
                 break;
             }
         }
-    }
-    handle.close();
-    drop(signalled);
-    drop(stack);
-    if waiter.join().is_err() {
-        bail!("the signal thread panicked");
     }
     Ok(())
 }
@@ -290,15 +272,7 @@ impl Client {
 
 /// Prints events until a signal.
 fn watch(stack: &Client, all: bool, json: bool) -> Result<()> {
-    let mut signals = Signals::new(TERM_SIGNALS).context("taking signals")?;
-    let (told, signalled) = crossbeam_channel::bounded::<()>(1);
-    let handle = signals.handle();
-    let waiter = std::thread::Builder::new().name("signals".into()).spawn(move || {
-        let told = told;
-        if signals.forever().next().is_some() {
-            let _ = told.send(());
-        }
-    })?;
+    let signals = SignalQueue::take(&[])?;
     let mut after = if all {
         0
     } else {
@@ -324,9 +298,9 @@ fn watch(stack: &Client, all: bool, json: bool) -> Result<()> {
             }
         }
     })?;
-    let result = loop {
+    loop {
         crossbeam_channel::select! {
-            recv(signalled) -> _ => break Ok(()),
+            recv(signals.received()) -> _ => break Ok(()),
             recv(delivered) -> events => match events {
                 Ok(Ok(events)) => match print_events(&events, json) {
                     Ok(()) => {}
@@ -338,10 +312,7 @@ fn watch(stack: &Client, all: bool, json: bool) -> Result<()> {
                 Err(_) => break Ok(()),
             }
         }
-    };
-    handle.close();
-    let _ = waiter.join();
-    result
+    }
 }
 
 fn print_events(events: &Events, json: bool) -> std::io::Result<()> {

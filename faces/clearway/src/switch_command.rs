@@ -2,9 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use device_control::{ClientError, DeviceControlClient, DriverName, Target};
-use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 use virtual_switch::{
     PortStatistics,
     control::{
@@ -12,6 +11,8 @@ use virtual_switch::{
     },
     server::{SwitchConfig, SwitchServer, SwitchUplink, control_socket},
 };
+
+use crate::signals::SignalQueue;
 
 /// How long one answer may take, and a switch that is just being started.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -90,30 +91,11 @@ pub(crate) fn run(arguments: SwitchArguments) -> Result<()> {
 
 /// Runs the switch until a signal or a client ends it.
 fn serve(config: SwitchConfig) -> Result<()> {
-    // Before any thread: signals are taken from here on.
-    let mut signals = Signals::new(TERM_SIGNALS).context("taking signals")?;
+    let signals = SignalQueue::take(&[])?;
     let (name, directory) = (config.name.clone(), config.directory.clone());
     let server = SwitchServer::start(config)?;
     tracing::info!(name, directory = %directory.display(), "the switch is up");
-    let (told, signalled) = crossbeam_channel::bounded(1);
-    let handle = signals.handle();
-    let waiter = std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            // The switch may be ending already.
-            let _ = told.send(signal);
-        }
-    })?;
-    crossbeam_channel::select! {
-        recv(signalled) -> signal => {
-            tracing::info!(signal = signal.unwrap_or_default(), "ending");
-        }
-        recv(server.shutdown_requested()) -> _ => tracing::info!("ending: a client asked for it"),
-    }
-    handle.close();
-    drop(server);
-    if waiter.join().is_err() {
-        bail!("the signal thread panicked");
-    }
+    signals.wait_for_end(server.shutdown_requested());
     Ok(())
 }
 
