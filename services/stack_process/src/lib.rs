@@ -23,7 +23,7 @@ pub mod control;
 mod event;
 mod message;
 mod names;
-mod nic_call;
+pub mod nic_call;
 mod process;
 mod runtime;
 pub mod words;

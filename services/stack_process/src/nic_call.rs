@@ -9,7 +9,7 @@ use pcivirt_protocol::NtStatus;
 use virtualization_stack::{CallError, CallTarget, NicCall, NicReply, VlanSetting};
 
 /// What is asked for, and its input.
-pub(crate) fn request(call: &NicCall) -> (Target, Vec<u8>) {
+pub fn request(call: &NicCall) -> (Target, Vec<u8>) {
     match call.target() {
         CallTarget::Oid(oid, kind) => {
             let kind = match kind {
@@ -28,7 +28,10 @@ pub(crate) fn request(call: &NicCall) -> (Target, Vec<u8>) {
 }
 
 /// How it ended. OIDs end with an NDIS_STATUS, everything else with an NTSTATUS.
-pub(crate) fn result(call: &NicCall, completion: &Completion) -> Result<NicReply, CallError> {
+///
+/// # Errors
+/// The NIC refused it, or its answer makes no sense.
+pub fn result(call: &NicCall, completion: &Completion) -> Result<NicReply, CallError> {
     match call.target() {
         CallTarget::Oid(..) => {
             let status = NdisStatus(completion.status.0);

@@ -32,6 +32,21 @@ impl fmt::Display for DataPath {
     }
 }
 
+/// How the uplink of a switch on its NIC is, as far as VFs are concerned: between a guest that is on its VF and one that
+/// is not, frames take the way through it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Uplink {
+    /// Frames pass, or whether they do is not the stack's business: the uplink is an interface, a cable, or none.
+    #[default]
+    Up,
+    /// The switch has not (again) got the NIC's default VPort.
+    Down {
+        /// Why, as far as is known.
+        error: String,
+    },
+}
+
 /// Something the stack is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Input {
@@ -67,6 +82,9 @@ pub enum Input {
     SwitchStarted(VmSwitchId),
     /// The process of a switch has ended, and the NetVSP ends with it.
     SwitchStopped(VmSwitchId),
+    /// How the uplink of a running switch is now. Until the first time, and after the process has ended, it is taken
+    /// for [`Uplink::Up`].
+    SwitchUplink(VmSwitchId, Uplink),
     /// The NetVSP end of an adapter reports.
     NetVsp(AdapterId, NetVspReport),
     /// The VPCI end of an adapter reports on one offering of a VF.

@@ -47,7 +47,7 @@ pub use effect::{Effect, MitigatedRanges, NetVspCommand, VpciCommand, VpciOffer}
 pub use error::StackError;
 pub use event::{Event, Level, WaitedFor};
 pub use ids::{AdapterId, NicId, RequestId, VfSerial, VmId, VmSwitchId};
-pub use input::{DataPath, Input, NetVspReport, NicSurvey, VpciReport};
+pub use input::{DataPath, Input, NetVspReport, NicSurvey, Uplink, VpciReport};
 pub use network_adapter::{
     ActiveStep, AllocatingStep, OfferedStep, RevokingStep, State, SyntheticStep,
 };

@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use adapter::control::{AdapterStatus, PrivateControl, STATUS_CAPACITY, SetVPortPolicy, VlanMode};
+use adapter::control::{AdapterStatus, PrivateControl, STATUS_CAPACITY};
 use adapter::{AdapterConfig, AdapterServer, control_socket};
-use device_control::{DeviceControlClient, DriverName, OidRequestKind, SentRequest, Target};
+use device_control::{DeviceControlClient, DriverName, SentRequest};
 use ndis::{AdapterConfiguration, Keywords};
-use ndis_protocol::{MacAddress, Name, NdisStatus, RequestKind, VlanId};
+use ndis_protocol::{MacAddress, Name, VlanId};
+use stack_process::nic_call;
 use virtualization_stack::{AdapterConfig as VmAdapterConfig, *};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,40 +26,6 @@ struct World {
     inputs: VecDeque<Input>,
     active: BTreeMap<AdapterId, DataPath>,
     start: Instant,
-}
-
-fn target(call: &NicCall) -> (Target, Vec<u8>) {
-    match call.target() {
-        CallTarget::Oid(oid, kind) => {
-            let kind = match kind {
-                RequestKind::Query => OidRequestKind::Query,
-                RequestKind::Set => OidRequestKind::Set,
-                RequestKind::QueryStatistics => OidRequestKind::QueryStatistics,
-                RequestKind::Method => OidRequestKind::Method,
-            };
-            (Target::Oid { oid: oid.code(), kind }, call.input())
-        }
-        CallTarget::Ioctl(ioctl) => (Target::Ioctl(ioctl.code()), call.input()),
-        CallTarget::VPortPolicy => {
-            let NicCall::SetVPortPolicy { vport, policy } = call else { unreachable!() };
-            let vlan = match &policy.vlan {
-                VlanSetting::Untagged => VlanMode::Transparent,
-                VlanSetting::Access(vlan) => VlanMode::Access { vlan: vlan.get() },
-                VlanSetting::Trunk { native, allowed } => VlanMode::Trunk {
-                    native: native.map_or(0, VlanId::get),
-                    allowed: allowed.iter().map(|vlan| vlan.get()).collect(),
-                },
-            };
-            let input = SetVPortPolicy {
-                vport: vport.get(),
-                allow_spoofing: policy.allow_spoofing,
-                allow_promiscuous: false,
-                vlan,
-            };
-            let code = PrivateControl::SetVPortPolicy.code();
-            (Target::Private(code), serde_json::to_vec(&input).unwrap())
-        }
-    }
 }
 
 impl World {
@@ -97,7 +64,7 @@ impl World {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Nic { request, call, .. } => {
-                let (target, input) = target(&call);
+                let (target, input) = nic_call::request(&call);
                 let sent = self.client.send(target, &input, call.output_capacity()).unwrap();
                 self.requests.insert(request, (call, sent));
             }
@@ -148,18 +115,7 @@ impl World {
             for request in ready {
                 let (call, sent) = self.requests.remove(&request).unwrap();
                 let completion = sent.wait(PATIENCE).unwrap();
-                let status = NdisStatus(completion.status.0);
-                let result = match call.target() {
-                    CallTarget::Oid(..) if status != NdisStatus::SUCCESS => {
-                        Err(CallError::Ndis(status))
-                    }
-                    CallTarget::Ioctl(_) | CallTarget::VPortPolicy
-                        if !completion.status.is_success() =>
-                    {
-                        Err(CallError::Nt(completion.status))
-                    }
-                    _ => call.reply(&completion.output),
-                };
+                let result = nic_call::result(&call, &completion);
                 self.tell(Input::NicCompleted(NIC, request, result));
             }
             // Completions come from the adapter's threads; the first one outstanding that is no long poll is waited for.

@@ -26,6 +26,8 @@ pub enum Cure {
     StartVm,
     /// Start the switch.
     StartSwitch,
+    /// Start the switch with the NIC as its uplink.
+    ConnectUplink,
     /// Update firmware, or its settings.
     FirmwareSettings,
     /// Change how the system boots.
@@ -83,6 +85,9 @@ impl fmt::Display for Cure {
             Self::UseSyntheticAdapter => "replace it by a synthetic adapter",
             Self::StartVm => "start the VM",
             Self::StartSwitch => "start the switch's process",
+            Self::ConnectUplink => {
+                "wait for the switch to connect; if it does not, start it with this NIC's folder as its uplink (--uplink adapter:)"
+            }
             Self::FirmwareSettings => {
                 "update the firmware, and enable VT-d or AMD-Vi and SR-IOV in its settings"
             }

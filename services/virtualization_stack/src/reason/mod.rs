@@ -92,6 +92,16 @@ pub enum Reason {
         /// The switch.
         switch: VmSwitchId,
     },
+    /// The switch has not got the NIC's default VPort as its uplink (yet, or again): guests on VFs and guests on the
+    /// synthetic path would not reach each other.
+    SwitchUplinkDown {
+        /// The switch.
+        switch: VmSwitchId,
+        /// The NIC.
+        nic: NicId,
+        /// What the switch, or the stack's process, says of it.
+        error: String,
+    },
     /// The NIC has no NIC switch.
     NicSwitchMissing {
         /// The NIC.
@@ -305,6 +315,9 @@ impl fmt::Display for Reason {
                 )
             }
             Self::SwitchNotRunning { switch } => write!(f, "the process of {switch} does not run"),
+            Self::SwitchUplinkDown { switch, nic, error } => {
+                write!(f, "the uplink of {switch} on {nic} is down: {error}")
+            }
             Self::NicSwitchMissing { nic } => write!(f, "{nic} has no NIC switch"),
             Self::WeightZero => f.write_str("no VF is asked for: IovWeight is 0"),
             Self::NotConnected => f.write_str("the adapter is connected to no switch"),

@@ -76,6 +76,7 @@ impl Reason {
             Self::SwitchNotIov { .. } => Cure::RecreateSwitchWithIov,
             Self::HostTeaming { .. } => Cure::TeamInTheGuest,
             Self::SwitchNotRunning { .. } => Cure::StartSwitch,
+            Self::SwitchUplinkDown { .. } => Cure::ConnectUplink,
             Self::NicSwitchMissing { .. } | Self::VfHardwareError { .. } => Cure::RestartNic,
             Self::NicRefused { .. } | Self::NotUpToDate { .. } => Cure::PfDriver,
             Self::WeightZero => Cure::SetIovWeight,

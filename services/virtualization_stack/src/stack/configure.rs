@@ -34,8 +34,9 @@ impl Stack {
             }
             self.nics.entry(nic).or_insert_with(|| Nic::new(nic));
         }
-        let running = self.switches.get(&id).is_some_and(|switch| switch.running);
-        self.switches.insert(id, Switch { config, running });
+        let before = self.switches.remove(&id);
+        let (running, uplink) = before.map(|switch| (switch.running, switch.uplink)).unwrap_or_default();
+        self.switches.insert(id, Switch { config, running, uplink });
         Ok(())
     }
 

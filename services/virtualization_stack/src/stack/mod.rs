@@ -13,7 +13,7 @@ use crate::nic::Nic;
 use crate::outbox::Outbox;
 use crate::{
     AdapterId, Effect, HostReason, Input, NicId, NicSurvey, Reason, StackConfig, StackError, State,
-    SwitchConfig, Time, VmConfig, VmId, VmState, VmSwitchId,
+    SwitchConfig, Time, Uplink, VmConfig, VmId, VmState, VmSwitchId,
 };
 
 /// A switch.
@@ -22,6 +22,8 @@ pub(crate) struct Switch {
     pub(crate) config: SwitchConfig,
     /// Whether its process runs.
     pub(crate) running: bool,
+    /// How its uplink is.
+    pub(crate) uplink: Uplink,
 }
 
 /// A VM.
@@ -106,11 +108,13 @@ impl Stack {
             }
             Input::SwitchStarted(id) => self.switch(id)?.running = true,
             Input::SwitchStopped(id) => {
-                self.switch(id)?.running = false;
+                let switch = self.switch(id)?;
+                (switch.running, switch.uplink) = (false, Uplink::Up);
                 for adapter in self.adapters.values_mut().filter(|a| a.config.switch == Some(id)) {
                     adapter.netvsp(crate::NetVspReport::Closed);
                 }
             }
+            Input::SwitchUplink(id, uplink) => self.switch(id)?.uplink = uplink,
             Input::NetVsp(id, report) => {
                 if let Some(adapter) = self.adapters.get_mut(&id) {
                     adapter.netvsp(report);

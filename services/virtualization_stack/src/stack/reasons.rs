@@ -9,7 +9,7 @@ use crate::network_adapter::{NetVsc, NetworkAdapter, PairsLeft, Want};
 use crate::nic::Nic;
 use crate::{
     AdapterId, AdapterKind, AllocatingStep, DataPath, GuestGap, GuestProgress, NicId, NicState,
-    Reason, State, SwitchKind, VlanSetting, VmState,
+    Reason, State, SwitchKind, Uplink, VlanSetting, VmState,
 };
 
 impl Stack {
@@ -122,6 +122,14 @@ impl Stack {
         }
         if let Some(nic) = desired.and_then(|nic| self.nics.get(&nic)) {
             nic_reasons(adapter, nic, has_vf, reasons);
+            // Without the NIC there is no uplink on it, which says nothing more. VFs that there are stay.
+            if let Uplink::Down { error } = &switch.uplink
+                && nic.state != NicState::Absent
+                && !has_vf
+            {
+                let (nic, error) = (nic.id, error.clone());
+                reasons.push(Reason::SwitchUplinkDown { switch: id, nic, error });
+            }
         }
     }
 

@@ -100,6 +100,15 @@ impl World {
                     self.fail(format!("{filter} is cleared while its frames are wanted"));
                 }
             }
+            Effect::Nic { nic, call: NicCall::AllocateVf(_), .. } => {
+                let down = self.switches.values().any(|switch| {
+                    switch.config.kind == SwitchKind::External { nic: *nic, teamed: false }
+                        && !switch.uplink_up
+                });
+                if down {
+                    self.fail(format!("a VF of {nic} is allocated without its switch's uplink"));
+                }
+            }
             Effect::Nic { nic, call: NicCall::DeleteVPort(vport), .. } => {
                 if self.stack.nic_status(*nic).is_some_and(|s| s.state == NicState::Surveying) {
                     return;
@@ -417,6 +426,9 @@ impl World {
         for switch in switches {
             if !self.switches[&switch].running {
                 self.set_switch(switch, true);
+            }
+            if !self.switches[&switch].uplink_up {
+                self.set_uplink(switch, true);
             }
         }
         let vms: Vec<_> = self.vms.keys().copied().collect();

@@ -9,7 +9,7 @@ use pcivirt_protocol::NtStatus;
 use pf_driver::pnp::PnpEvent;
 use virtualization_stack::{
     AdapterConfig, AdapterId, AdapterKind, CallError, Effect, HostReason, Input, NetVspReport,
-    NicId, Policy, SilentGuest, Stack, StackConfig, SwitchConfig, SwitchKind, Time, VlanSetting,
+    NicId, Policy, SilentGuest, Stack, StackConfig, SwitchConfig, SwitchKind, Time, Uplink, VlanSetting,
     VmConfig, VmId, VmState, VmSwitchId,
 };
 
@@ -53,10 +53,11 @@ pub(crate) enum Kind {
     VpciFails,
     Capabilities,
     Hostile,
+    Uplink,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 33] = [
+    pub(crate) const ALL: [Self; 34] = [
         Self::Weight,
         Self::QueuePairs,
         Self::Moderation,
@@ -90,7 +91,14 @@ impl Kind {
         Self::VpciFails,
         Self::Capabilities,
         Self::Hostile,
+        Self::Uplink,
     ];
+
+    /// What happens in a world: uplinks fail in later ones only, so that the recorded seeds mean what they meant.
+    const fn of(seed: u64) -> &'static [Self] {
+        let (before, _) = Self::ALL.split_at(Self::Uplink as usize);
+        if seed > 4000 { &Self::ALL } else { before }
+    }
 }
 
 pub(crate) struct VmModel {
@@ -103,6 +111,7 @@ pub(crate) struct VmModel {
 pub(crate) struct SwitchModel {
     pub(crate) config: SwitchConfig,
     pub(crate) running: bool,
+    pub(crate) uplink_up: bool,
 }
 
 pub(crate) struct World {
@@ -119,6 +128,7 @@ pub(crate) struct World {
     pub(crate) failure: Option<String>,
     pub(crate) trace: Option<Vec<String>>,
     pub(crate) counts: BTreeMap<&'static str, u64>,
+    kinds: &'static [Kind],
     without: BTreeSet<Kind>,
     next_mac: u8,
 }
@@ -142,6 +152,7 @@ impl World {
             failure: None,
             trace: traced.then(Vec::new),
             counts: BTreeMap::new(),
+            kinds: Kind::of(seed),
             without,
             next_mac: 0,
             random: random.clone(),
@@ -188,7 +199,8 @@ impl World {
 
     fn add_switch(&mut self, id: VmSwitchId, kind: SwitchKind, iov_enabled: bool) {
         let config = SwitchConfig { name: id.to_string(), kind, iov_enabled };
-        self.switches.insert(id, SwitchModel { config: config.clone(), running: true });
+        let model = SwitchModel { config: config.clone(), running: true, uplink_up: true };
+        self.switches.insert(id, model);
         self.tell(Input::SwitchSet(id, config));
         self.tell(Input::SwitchStarted(id));
     }
@@ -325,6 +337,7 @@ impl World {
     pub(crate) fn set_switch(&mut self, id: VmSwitchId, running: bool) {
         self.switches.get_mut(&id).unwrap().running = running;
         if running {
+            self.tell_uplink(id);
             self.tell(Input::SwitchStarted(id));
         } else {
             for adapter in self.adapters.values_mut().filter(|a| a.config.switch == Some(id)) {
@@ -332,6 +345,21 @@ impl World {
             }
             self.tell(Input::SwitchStopped(id));
         }
+    }
+
+    pub(crate) fn set_uplink(&mut self, id: VmSwitchId, up: bool) {
+        self.switches.get_mut(&id).unwrap().uplink_up = up;
+        if self.switches[&id].running {
+            self.tell_uplink(id);
+        }
+    }
+
+    fn tell_uplink(&mut self, id: VmSwitchId) {
+        let uplink = match self.switches[&id].uplink_up {
+            true => Uplink::Up,
+            false => Uplink::Down { error: "so it is".into() },
+        };
+        self.tell(Input::SwitchUplink(id, uplink));
     }
 
     pub(crate) fn set_adapter(&mut self, id: AdapterId, change: impl FnOnce(&mut AdapterConfig)) {
@@ -377,7 +405,7 @@ impl World {
             }
             87 => self.pass_until_timer(),
             _ => {
-                let kind = self.random.pick(&Kind::ALL);
+                let kind = self.random.pick(self.kinds);
                 // The random numbers that follow are the same with and without.
                 let mut fork = Random::new(self.random.next());
                 if !self.without.contains(&kind) {
@@ -577,6 +605,13 @@ impl World {
                 let id = ids[random as usize % ids.len()];
                 let running = self.switches[&id].running;
                 self.set_switch(id, !running);
+            }
+            Kind::Uplink => {
+                let ids: Vec<_> = self.switches.keys().copied().collect();
+                let id = ids[random as usize % ids.len()];
+                let up = !self.switches[&id].uplink_up;
+                *self.counts.entry("changes of an uplink").or_default() += 1;
+                self.set_uplink(id, up);
             }
             _ => self.happen_to_nic(kind, nic, adapter, random),
         }

@@ -12,18 +12,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adapter::control::{PrivateControl, SetVPortPolicy, VlanMode};
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use device_control::{DeviceControlClient, DriverName, OidRequestKind, SentRequest, Target};
-use ndis_protocol::{MacAddress, Name, NdisStatus, RequestKind, VPortId, VfId, VlanId};
+use device_control::{DeviceControlClient, DriverName, SentRequest};
+use ndis_protocol::{MacAddress, Name, VPortId, VfId};
 use netvsp::server::VfCommand;
 use netvsp_protocol::nvsp::DataPath as NvspPath;
+use stack_process::nic_call;
 use virtual_switch::{SwitchHandle, SyntheticPort};
 use virtualization_stack::{
-    AdapterConfig, AdapterId, CallError, CallTarget, DataPath, Effect, Input, NetVspCommand,
-    NetVspReport, NicCall, NicId, RequestId, Stack, StackConfig, SwitchConfig, SwitchKind, Time,
-    VlanSetting, VmConfig, VmId, VmState, VmSwitchId, VpciCommand, VpciReport,
+    AdapterConfig, AdapterId, DataPath, Effect, Input, NetVspCommand, NetVspReport, NicCall, NicId,
+    RequestId, Stack, StackConfig, SwitchConfig, SwitchKind, Time, VmConfig, VmId, VmState,
+    VmSwitchId, VpciCommand, VpciReport,
 };
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -192,18 +192,7 @@ impl Carrier {
         for request in done {
             let Some((call, sent)) = self.requests.remove(&request) else { continue };
             let completion = sent.wait(PATIENCE)?;
-            let status = NdisStatus(completion.status.0);
-            let result = match call.target() {
-                CallTarget::Oid(..) if status != NdisStatus::SUCCESS => {
-                    Err(CallError::Ndis(status))
-                }
-                CallTarget::Ioctl(_) | CallTarget::VPortPolicy
-                    if !completion.status.is_success() =>
-                {
-                    Err(CallError::Nt(completion.status))
-                }
-                _ => call.reply(&completion.output),
-            };
+            let result = nic_call::result(&call, &completion);
             if let Err(error) = &result {
                 // What that means is the stack's to know.
                 tracing::debug!(?call, ?error, "a request to the NIC failed");
@@ -216,7 +205,7 @@ impl Carrier {
     fn carry_out(&mut self, effect: Effect) -> anyhow::Result<()> {
         match effect {
             Effect::Nic { request, call, .. } => {
-                let (target, input) = target(&call)?;
+                let (target, input) = nic_call::request(&call);
                 let sent = self.client.send(target, &input, call.output_capacity())?;
                 self.requests.insert(request, (call, sent));
             }
@@ -275,40 +264,4 @@ impl Carrier {
         }
         Ok(())
     }
-}
-
-fn target(call: &NicCall) -> anyhow::Result<(Target, Vec<u8>)> {
-    Ok(match call.target() {
-        CallTarget::Oid(oid, kind) => {
-            let kind = match kind {
-                RequestKind::Query => OidRequestKind::Query,
-                RequestKind::Set => OidRequestKind::Set,
-                RequestKind::QueryStatistics => OidRequestKind::QueryStatistics,
-                RequestKind::Method => OidRequestKind::Method,
-            };
-            (Target::Oid { oid: oid.code(), kind }, call.input())
-        }
-        CallTarget::Ioctl(ioctl) => (Target::Ioctl(ioctl.code()), call.input()),
-        CallTarget::VPortPolicy => {
-            let NicCall::SetVPortPolicy { vport, policy } = call else {
-                anyhow::bail!("{call:?} is no policy of a VPort");
-            };
-            let vlan = match &policy.vlan {
-                VlanSetting::Untagged => VlanMode::Transparent,
-                VlanSetting::Access(vlan) => VlanMode::Access { vlan: vlan.get() },
-                VlanSetting::Trunk { native, allowed } => VlanMode::Trunk {
-                    native: native.map_or(0, VlanId::get),
-                    allowed: allowed.iter().map(|vlan| vlan.get()).collect(),
-                },
-            };
-            let input = SetVPortPolicy {
-                vport: vport.get(),
-                allow_spoofing: policy.allow_spoofing,
-                allow_promiscuous: false,
-                vlan,
-            };
-            let code = PrivateControl::SetVPortPolicy.code();
-            (Target::Private(code), serde_json::to_vec(&input)?)
-        }
-    })
 }
