@@ -10,14 +10,13 @@
 mod common;
 
 use std::{
-    io::{BufRead, BufReader, Lines, PipeReader, PipeWriter, Read},
+    io::{BufRead, BufReader, Lines, PipeReader, PipeWriter},
     os::fd::OwnedFd,
     process::ExitCode,
 };
 
-use common::{estate::Estate, eventually, shell, tool};
-use libtest_mimic::{Arguments, Failed, Trial};
-use user_vm::{DataPath, RunningProgram, UserVm};
+use common::{estate::Estate, eventually, shell, start_tool, succeeds, tool};
+use user_vm::{DataPath, RunningProgram};
 
 const TESTS: [(&str, fn()); 3] = [
     ("paths_move_under_numbered_packets_and_none_is_lost_or_doubled", paths_move),
@@ -26,40 +25,8 @@ const TESTS: [(&str, fn()); 3] = [
 ];
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("CLEARWAY_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
-    if let Some(code) = user_vm::enter_if_requested().or_else(common::tool_if_requested) {
-        return code;
-    }
-    let mut arguments = Arguments::from_args();
     // Each of them has an adapter, a switch and two VMs that poll.
-    arguments.test_threads.get_or_insert(1);
-    let run = |test: fn()| {
-        move || -> Result<(), Failed> {
-            test();
-            Ok(())
-        }
-    };
-    let trials = TESTS.iter().map(|(name, test)| Trial::test(*name, run(*test))).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// Starts a tool in a VM and waits until it is ready; gives the rest of what it writes.
-fn start_tool(vm: &UserVm, words: &[&str]) -> (RunningProgram, BufReader<impl Read + use<>>) {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let program = vm.start(tool(words).output(writer)).unwrap();
-    let mut lines = BufReader::new(reader);
-    let mut line = String::new();
-    lines.read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (program, lines)
-}
-
-fn succeeds(vm: &UserVm, words: &[&str]) {
-    let output = vm.output(tool(words)).unwrap();
-    assert!(output.exit.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    common::run_tests(&TESTS, 1)
 }
 
 /// Numbered packets from the first VM to the second.

@@ -20,10 +20,9 @@ use std::{
 };
 
 use common::{
-    Host, KINDS, PATIENCE, Tool, config, eventually, process_exists, shell, spawn, tool,
-    tool_command, vf,
+    Host, KINDS, PATIENCE, Tool, config, eventually, output, process_exists, shell, spawn,
+    start_tool, succeeds, tool_command, vf,
 };
-use libtest_mimic::{Arguments, Failed, Trial};
 use ndis_protocol::FunctionId;
 use rustix::event::{PollFd, PollFlags, poll};
 use user_vm::{
@@ -49,31 +48,8 @@ const TESTS: [(&str, fn()); 15] = [
 ];
 
 fn main() -> ExitCode {
-    // What the VM's processes log is seen with CLEARWAY_LOG=debug.
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("CLEARWAY_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
-    if let Some(code) = user_vm::enter_if_requested().or_else(common::tool_if_requested) {
-        return code;
-    }
-    let mut arguments = Arguments::from_args();
     // Each test has several processes that poll; more than two at a time only make each other wait.
-    arguments.test_threads.get_or_insert(2);
-    let run = |test: fn()| {
-        move || -> Result<(), Failed> {
-            test();
-            Ok(())
-        }
-    };
-    let trials = TESTS.iter().map(|(name, test)| Trial::test(*name, run(*test))).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-fn output(vm: &UserVm, script: &str) -> String {
-    let output = vm.output(shell(script)).unwrap();
-    assert!(output.exit.success(), "{script}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    common::run_tests(&TESTS, 2)
 }
 
 fn a_vm_has_namespaces_and_a_name_of_its_own() {
@@ -112,38 +88,9 @@ fn two_vms(host: &Host, kind: GuestInterfaceKind) -> Option<(UserVm, UserVm)> {
     Some((spawn(&host.config(0, kind))?, spawn(&host.config(1, kind))?))
 }
 
-/// Starts a tool in a VM and waits until it is ready; gives the rest of what it writes.
-fn start_tool(
-    vm: &UserVm,
-    words: &[&str],
-) -> (user_vm::RunningProgram, BufReader<impl Read + use<>>) {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let program = vm.start(tool(words).output(writer)).unwrap();
-    let mut lines = BufReader::new(reader);
-    let mut line = String::new();
-    lines.read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (program, lines)
-}
-
-fn succeeds(vm: &UserVm, words: &[&str]) {
-    let output = vm.output(tool(words)).unwrap();
-    assert!(output.exit.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// Counters that have stopped moving.
 fn settled(vm: &UserVm) -> VmStatistics {
-    let mut last = vm.statistics().unwrap();
-    let start = Instant::now();
-    loop {
-        std::thread::sleep(Duration::from_millis(300));
-        let now = vm.statistics().unwrap();
-        if now == last {
-            return now;
-        }
-        assert!(start.elapsed() < PATIENCE, "never quiet: {now:?}");
-        last = now;
-    }
+    common::settled(|| vm.statistics().unwrap())
 }
 
 /// What every VM's counters must agree on when nothing moves.

@@ -12,22 +12,18 @@
 mod common;
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     os::{fd::OwnedFd, unix::process::CommandExt},
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
 use common::{
-    KINDS, PATIENCE, eventually, shell, tool,
+    KINDS, PATIENCE, eventually, output, shell, start_tool, succeeds, tool,
     vmbus::{Machine, Nic, config, end_partition, switch},
 };
-use libtest_mimic::{Arguments, Failed, Trial};
 use netvsp_protocol::oid::PacketFilter;
-use user_vm::{
-    AdapterStatistics, DataPath, GuestInterfaceKind, RunningProgram, UserVm, UserVmConfig,
-    UserVmError,
-};
+use user_vm::{AdapterStatistics, DataPath, GuestInterfaceKind, UserVm, UserVmConfig, UserVmError};
 use virtual_switch::Worker;
 
 const TESTS: [(&str, fn()); 11] = [
@@ -48,45 +44,7 @@ const TESTS: [(&str, fn()); 11] = [
 ];
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("CLEARWAY_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
-    if let Some(code) = user_vm::enter_if_requested().or_else(common::tool_if_requested) {
-        return code;
-    }
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(2);
-    let run = |test: fn()| {
-        move || -> Result<(), Failed> {
-            test();
-            Ok(())
-        }
-    };
-    let trials = TESTS.iter().map(|(name, test)| Trial::test(*name, run(*test))).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-fn output(vm: &UserVm, script: &str) -> String {
-    let output = vm.output(shell(script)).unwrap();
-    assert!(output.exit.success(), "{script}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Starts a tool in a VM and waits until it is ready; gives the rest of what it writes.
-fn start_tool(vm: &UserVm, words: &[&str]) -> (RunningProgram, BufReader<impl Read + use<>>) {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let program = vm.start(tool(words).output(writer)).unwrap();
-    let mut lines = BufReader::new(reader);
-    let mut line = String::new();
-    lines.read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (program, lines)
-}
-
-fn succeeds(vm: &UserVm, words: &[&str]) {
-    let output = vm.output(tool(words)).unwrap();
-    assert!(output.exit.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    common::run_tests(&TESTS, 2)
 }
 
 fn adapter(vm: &UserVm, number: usize) -> AdapterStatistics {
@@ -95,17 +53,7 @@ fn adapter(vm: &UserVm, number: usize) -> AdapterStatistics {
 
 /// Counters that have stopped moving.
 fn settled(vm: &UserVm) -> AdapterStatistics {
-    let mut last = adapter(vm, 0);
-    let start = Instant::now();
-    loop {
-        std::thread::sleep(Duration::from_millis(300));
-        let now = adapter(vm, 0);
-        if now == last {
-            return now;
-        }
-        assert!(start.elapsed() < PATIENCE, "never quiet: {now:?}");
-        last = now;
-    }
+    common::settled(|| adapter(vm, 0))
 }
 
 /// What the counters of a VM with nothing but a synthetic path must agree on when nothing moves.

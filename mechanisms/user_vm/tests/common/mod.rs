@@ -14,12 +14,76 @@ use std::{
 };
 
 use adapter::{Adapter, AdapterConfig};
+use libtest_mimic::{Arguments, Failed, Trial};
 use ndis_protocol::{FilterId, FunctionId, InterruptModeration, MacAddress, VPortId, VfId};
 use nic_switch::{ReceiveFilter, VlanMatch};
-use user_vm::{GuestInterfaceKind, Program, StartFailureKind, UserVm, UserVmConfig, UserVmError};
+use user_vm::{
+    GuestInterfaceKind, Program, RunningProgram, StartFailureKind, UserVm, UserVmConfig,
+    UserVmError,
+};
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The `main` of a test program, which is also the VMs' processes and the tools inside them: each of these must get here
+/// with one thread. What VMs' processes log is seen with CLEARWAY_LOG=debug.
+pub fn run_tests(tests: &[(&'static str, fn())], at_a_time: usize) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("CLEARWAY_LOG"))
+        .with_writer(std::io::stderr)
+        .init();
+    if let Some(code) = user_vm::enter_if_requested().or_else(tool_if_requested) {
+        return code;
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(at_a_time);
+    let run = |test: fn()| {
+        move || -> Result<(), Failed> {
+            test();
+            Ok(())
+        }
+    };
+    let trials = tests.iter().map(|(name, test)| Trial::test(*name, run(*test))).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// What a script writes that ends well.
+pub fn output(vm: &UserVm, script: &str) -> String {
+    let output = vm.output(shell(script)).unwrap();
+    assert!(output.exit.success(), "{script}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Starts a tool in a VM and waits until it is ready; gives the rest of what it writes.
+pub fn start_tool(vm: &UserVm, words: &[&str]) -> (RunningProgram, BufReader<impl Read + use<>>) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let program = vm.start(tool(words).output(writer)).unwrap();
+    let mut lines = BufReader::new(reader);
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (program, lines)
+}
+
+pub fn succeeds(vm: &UserVm, words: &[&str]) {
+    let output = vm.output(tool(words)).unwrap();
+    assert!(output.exit.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What has stopped changing.
+pub fn settled<T: PartialEq + std::fmt::Debug>(look: impl Fn() -> T) -> T {
+    let mut last = look();
+    let start = Instant::now();
+    loop {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = look();
+        if now == last {
+            return now;
+        }
+        assert!(start.elapsed() < PATIENCE, "never quiet: {now:?}");
+        last = now;
+    }
+}
 
 pub fn vf(number: u16) -> VfId {
     VfId::new(number).unwrap()
