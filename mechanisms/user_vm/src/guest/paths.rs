@@ -193,7 +193,8 @@ impl Selection {
 
     /// The VF vanished.
     pub(super) fn vf_gone(&mut self) {
-        if self.vf != Vf::Absent && self.netvsc == NetVscPath::Vf {
+        let in_use = matches!(self.netvsc, NetVscPath::Vf | NetVscPath::AskedForSynthetic);
+        if self.vf != Vf::Absent && in_use {
             self.statistics.surprises += 1;
         }
         self.vf = Vf::Absent;

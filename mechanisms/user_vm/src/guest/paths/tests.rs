@@ -221,6 +221,13 @@ fn a_vf_that_vanishes_is_left_at_once() {
     adapter.driver_up = false;
     adapter.netvsc_step();
     assert_eq!((adapter.transmit(), adapter.returned), (Transmit::On(Synthetic), 0));
+    // And when the host has just asked for the path back: each end of the VF path is counted once.
+    let mut adapter = Adapter::on_vf();
+    adapter.observe(AskedForSynthetic);
+    adapter.selection.vf_gone();
+    adapter.observe(NetVscPath::Synthetic);
+    let moves = adapter.selection.statistics();
+    assert_eq!((moves.surprises, moves.to_synthetic), (1, 0));
 }
 
 #[test]
