@@ -25,11 +25,12 @@ use common::{
 };
 use ndis_protocol::FunctionId;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use user_vm::{
     GuestInterfaceKind, OnVfLoss, Program, ProgramExit, UserVm, UserVmError, VmClient, VmStatistics,
 };
 
-const TESTS: [(&str, fn()); 15] = [
+const TESTS: [(&str, fn()); 16] = [
     ("a_vm_has_namespaces_and_a_name_of_its_own", a_vm_has_namespaces_and_a_name_of_its_own),
     ("packets_of_all_sizes_are_answered_by_another_vm", packets_are_answered),
     ("a_stream_crosses_whole_and_every_hop_counts_the_same", a_stream_crosses_whole),
@@ -43,6 +44,7 @@ const TESTS: [(&str, fn()); 15] = [
     ("a_vm_waits_for_another_vf_if_told_so", a_vm_waits_for_another_vf_if_told_so),
     ("a_vf_that_does_not_answer_is_a_clear_error", a_vf_that_does_not_answer_is_a_clear_error),
     ("the_control_socket_serves_others", the_control_socket_serves_others),
+    ("a_vm_without_descriptors_lets_others_wait_and_sleeps", a_vm_without_descriptors_sleeps),
     ("a_command_has_the_terminal_and_its_exit_status_is_passed_on", a_command_has_the_terminal),
     ("an_ordinary_user_can_run_all_of_this", an_ordinary_user_can_run_all_of_this),
 ];
@@ -389,6 +391,48 @@ fn a_vf_that_does_not_answer_is_a_clear_error() {
     }
     config.name = "not a name".to_owned();
     assert!(matches!(UserVm::spawn(&config), Err(UserVmError::BadName(_))));
+}
+
+/// What process `pid` may have of descriptors; returns what it might before.
+fn limit_descriptors(pid: u32, limit: Rlimit) -> Rlimit {
+    prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).unwrap()
+}
+
+fn a_vm_without_descriptors_sleeps() {
+    let host = Host::new(1);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vm.sock");
+    let mut config = host.config(0, GuestInterfaceKind::Tap);
+    config.control_socket = Some(socket.clone());
+    let Some(vm) = spawn(&config) else {
+        return;
+    };
+    // The next descriptor would be the first number that is free. What it may have at most stays, so that what it has
+    // can be put back.
+    let taken: Vec<u64> = fs::read_dir(format!("/proc/{}/fd", vm.pid()))
+        .unwrap()
+        .map(|fd| fd.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    let free = (0..).find(|number| !taken.contains(number)).unwrap();
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let usual = limit_descriptors(vm.pid(), Rlimit { current: Some(free), maximum });
+    let client = std::thread::spawn(move || {
+        VmClient::new("vm0", socket).unwrap().statistics().map(|_| ()).map_err(|e| e.to_string())
+    });
+    // CPU time of the thread that serves connections, in ticks of 10 ms.
+    let ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{0}/task/{0}/stat", vm.pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = ticks() - before;
+    assert!(!client.is_finished(), "it is served without a descriptor");
+    assert!(spent <= 10, "it spins: {spent} ticks in a second");
+    limit_descriptors(vm.pid(), usual);
+    client.join().unwrap().unwrap();
+    vm.shutdown();
 }
 
 fn the_control_socket_serves_others() {

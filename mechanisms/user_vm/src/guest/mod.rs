@@ -26,8 +26,6 @@ mod tap;
 mod translate;
 mod veth;
 mod vf;
-// Complete to its protocol, more than the AVF driver wants of it.
-#[allow(dead_code, unused_imports)]
 mod vpci;
 
 use std::{

@@ -3,6 +3,7 @@
 mod drain;
 mod init;
 mod launcher;
+mod listener;
 mod process;
 mod programs;
 

@@ -4,17 +4,17 @@ use std::{
     io::{self, Read},
     os::{fd::OwnedFd, unix::net::UnixStream},
     process::ExitCode,
+    time::Instant,
 };
 
 use linux_network::NetworkError;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::SocketFlags,
     process::Pid,
 };
 
-use super::{drain::drain, init, programs::Programs};
+use super::{drain::drain, init, listener::Listener, programs::Programs};
 use crate::{
     GuestNetwork, OnVfLoss, StartFailure, StartFailureKind, UserVmConfig,
     channel::{Channel, Received, Reply, Request},
@@ -45,7 +45,7 @@ pub(super) fn run(channel: Channel) -> ExitCode {
 struct Vm {
     /// The first is that of whoever started the VM; the VM ends with it.
     connections: Vec<Connection>,
-    listener: Option<OwnedFd>,
+    listener: Option<Listener>,
     guest: Guest,
     programs: Programs,
     on_vf_loss: OnVfLoss,
@@ -114,7 +114,7 @@ impl Vm {
 
         let mut fds = fds.into_iter();
         let partition = if config.path == GuestNetwork::Vmbus { fds.next() } else { None };
-        let listener = fds.next();
+        let listener = fds.next().map(Listener::new);
         let guest = Guest::start(config, partition)?;
         let on_vf_loss = config.on_vf_loss;
         Ok(move |channel| Self {
@@ -151,6 +151,9 @@ impl Vm {
             match self.handle(&mut connection) {
                 Next::Keep => self.connections.push(connection),
                 Next::Close => {
+                    if let Some(listener) = &mut self.listener {
+                        listener.room(Instant::now());
+                    }
                     if let Some(pid) = connection.program {
                         self.programs.signal(pid, libc::SIGKILL);
                     }
@@ -167,12 +170,16 @@ impl Vm {
             vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&event, PollFlags::IN)];
         let connections = self.connections.iter();
         set.extend(connections.map(|other| PollFd::new(&other.channel, PollFlags::IN)));
+        let mut limit = None;
         if let Some(listener) = &self.listener
             && self.connections.len() < MAX_CONNECTIONS
         {
-            set.push(PollFd::new(listener, PollFlags::IN));
+            match listener.wait_for(Instant::now()) {
+                Ok(socket) => set.push(PollFd::new(socket, PollFlags::IN)),
+                Err(left) => limit = Timespec::try_from(left).ok(),
+            }
         }
-        matches!(poll(&mut set, None), Ok(_) | Err(Errno::INTR))
+        matches!(poll(&mut set, limit.as_ref()), Ok(_) | Err(Errno::INTR))
     }
 
     fn reap(&mut self) {
@@ -239,14 +246,13 @@ impl Vm {
     }
 
     fn accept(&mut self) {
-        let Some(listener) = &self.listener else {
+        let Some(listener) = &mut self.listener else {
             return;
         };
-        while self.connections.len() < MAX_CONNECTIONS {
-            match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
-                Ok(fd) => self.connections.push(Connection::new(Channel::from_fd(fd), false)),
-                Err(_) => return,
-            }
+        while self.connections.len() < MAX_CONNECTIONS
+            && let Some(fd) = listener.accept(Instant::now())
+        {
+            self.connections.push(Connection::new(Channel::from_fd(fd), false));
         }
     }
 

@@ -204,11 +204,6 @@ impl VpciDevice {
         Ok(Self { shared })
     }
 
-    /// The channel's name, by which VMBus rescinds it.
-    pub(crate) fn id(&self) -> ChannelId {
-        self.shared.id
-    }
-
     /// Does what there is to do, and says what happened. To be called when the device is readable, and at
     /// [`next_deadline`](Self::next_deadline).
     pub(crate) fn process(&self) -> Vec<VpciEvent> {
@@ -223,12 +218,6 @@ impl VpciDevice {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let deadline = self.shared.core().vsc.next_deadline()?;
         self.shared.started.checked_add(deadline)
-    }
-
-    /// The function, while it is ready.
-    pub(crate) fn function(&self) -> Option<VpciFunction> {
-        let core = self.shared.core();
-        core.function.as_ref().map(|function| describe(&function.ready))
     }
 
     /// A way for a driver to the function that is ready.
@@ -261,34 +250,6 @@ impl VpciDevice {
         self.shared.end_channel(&mut core);
     }
 
-    /// Whether nothing more will come: the bus has failed, or its channel was rescinded. Time for
-    /// [`close`](Self::close).
-    pub(crate) fn is_finished(&self) -> bool {
-        self.shared.core().finished
-    }
-
-    /// Reads `length` bytes (1 to 128) of a configuration block, by which a VF's driver talks to its PF's
-    /// (SPEC-PCIVIRT §5). Waits for the host's answer.
-    ///
-    /// # Errors
-    /// No function is ready; the PF's driver refuses, or does not answer in time.
-    pub(crate) fn read_block(&self, block: u32, length: u8) -> Result<Vec<u8>, VpciError> {
-        let what = "a configuration block";
-        match self.shared.request(what, |vsc, now| vsc.read_block(block, length, now))? {
-            VscReply::Block(data) => Ok(data),
-            VscReply::Done | VscReply::Interrupt(_) => Ok(Vec::new()),
-        }
-    }
-
-    /// Writes 1 to 128 bytes to a configuration block. Waits for the host's answer.
-    ///
-    /// # Errors
-    /// As [`read_block`](Self::read_block).
-    pub(crate) fn write_block(&self, block: u32, data: &[u8]) -> Result<(), VpciError> {
-        let what = "to write a configuration block";
-        self.shared.request(what, |vsc, now| vsc.write_block(block, data, now)).map(drop)
-    }
-
     /// Gives the bus back: turns it off unless it is finished, closes its channel and takes the rings back. The
     /// function's driver and its transport must be dropped. Waits, `limit` at most for each step.
     ///
@@ -319,6 +280,50 @@ impl VpciDevice {
             shared.bus.release(shared.id)?;
         }
         Ok(())
+    }
+}
+
+/// What the product's guest has no use for so far: the AVF driver speaks to its PF by its mailbox, not by configuration
+/// blocks, and the bus thread follows the events.
+#[cfg_attr(not(test), expect(dead_code))]
+impl VpciDevice {
+    /// The channel's name, by which VMBus rescinds it.
+    pub(crate) fn id(&self) -> ChannelId {
+        self.shared.id
+    }
+
+    /// The function, while it is ready.
+    pub(crate) fn function(&self) -> Option<VpciFunction> {
+        let core = self.shared.core();
+        core.function.as_ref().map(|function| describe(&function.ready))
+    }
+
+    /// Whether nothing more will come: the bus has failed, or its channel was rescinded. Time for
+    /// [`close`](Self::close).
+    pub(crate) fn is_finished(&self) -> bool {
+        self.shared.core().finished
+    }
+
+    /// Reads `length` bytes (1 to 128) of a configuration block, by which a VF's driver talks to its PF's
+    /// (SPEC-PCIVIRT §5). Waits for the host's answer.
+    ///
+    /// # Errors
+    /// No function is ready; the PF's driver refuses, or does not answer in time.
+    pub(crate) fn read_block(&self, block: u32, length: u8) -> Result<Vec<u8>, VpciError> {
+        let what = "a configuration block";
+        match self.shared.request(what, |vsc, now| vsc.read_block(block, length, now))? {
+            VscReply::Block(data) => Ok(data),
+            VscReply::Done | VscReply::Interrupt(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Writes 1 to 128 bytes to a configuration block. Waits for the host's answer.
+    ///
+    /// # Errors
+    /// As [`read_block`](Self::read_block).
+    pub(crate) fn write_block(&self, block: u32, data: &[u8]) -> Result<(), VpciError> {
+        let what = "to write a configuration block";
+        self.shared.request(what, |vsc, now| vsc.write_block(block, data, now)).map(drop)
     }
 }
 

@@ -23,7 +23,7 @@
 //!
 //!      To open the driver once more after it was closed, take another transport of the same device.
 //!    * [`VpciEvent::EjectRequested`]: have the adapter leave the VF and close its driver; when all of it is dropped,
-//!      [`VpciDevice::ejected`]. After [`EJECT_GRACE`] the function goes anyway.
+//!      [`VpciDevice::ejected`]. After the grace that the host's notice leaves (50 s) the function goes anyway.
 //!    * [`VpciEvent::Gone`]: the driver has found out by its transport ([`avf_driver::Event::DeviceGone`]); drop it.
 //!    * [`VpciEvent::BlocksInvalidated`]: [`VpciDevice::read_block`], if anybody cares for blocks.
 //! 3. When VMBus rescinds the channel, [`VpciDevice::rescinded`], then [`VpciDevice::close`] when the driver is dropped.
@@ -47,7 +47,7 @@ mod resources;
 mod tests;
 mod transport;
 
-pub(crate) use device::{EJECT_GRACE, VpciDevice, VpciEvent, VpciFunction};
+pub(crate) use device::{VpciDevice, VpciEvent};
 pub(crate) use error::VpciError;
 pub(crate) use resources::VpciResources;
 pub(crate) use transport::VpciTransport;

@@ -18,7 +18,7 @@ use arrayvec::ArrayVec;
 use avf_driver::{
     AvfControl, AvfDriver, DriverConfig, DriverError, Event, QueuePair, RxSegment, State, TxSegment,
 };
-use device_control::{DeviceControlClient, DriverName, OidRequestKind, Target};
+use device_control::{DeviceControlClient, DriverName, OidRequestKind};
 use ndis::{AdapterConfiguration, Keywords};
 use ndis_protocol::*;
 use partition::{
