@@ -5,7 +5,8 @@
 //! *The virtualization stack* makes ports ([`SetPort`](PrivateControl::SetPort)), gives commands about a port's VF
 //! ([`PortCommand`]) and takes reports ([`PortReport`]). Reports are levels: of each port the whole state, told to a
 //! client whenever it differs from what that client was told last. A client that connects is told of every port; one
-//! that comes again has missed nothing that still matters.
+//! that comes again has missed nothing that still matters. The uplink is reported in the same way ([`UplinkReport`]): a VF
+//! is of no use to a guest as long as the switch does not reach it.
 //!
 //! *A VM worker* opens the channels of a port for its guest ([`OpenChannel`]) and carries out what the port asks for
 //! ([`ChannelUpcall`]). Channels belong to the connection that opened them and close when it ends.
@@ -27,7 +28,11 @@
 //! without having been asked (its NIC is gone) says `SwitchDataPath {synthetic}`, or answers the open request with
 //! `CompleteSwitch {synthetic}`; both move the port's frames at once.
 
-use std::path::PathBuf;
+use std::{
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use netvsp_protocol::nvsp;
 pub use nic_switch::VlanMode;
@@ -53,7 +58,7 @@ pub enum PrivateControl {
     /// [`PortCommand`] as JSON in, nothing out. STATUS_NOT_FOUND if there is no such port,
     /// STATUS_INVALID_DEVICE_REQUEST if it is not synthetic.
     PortCommand = 4,
-    /// Nothing in, [`PortReport`] as JSON out. Pends until there is something that this client has not been told.
+    /// Nothing in, [`SwitchReport`] as JSON out. Pends until there is something that this client has not been told.
     /// STATUS_DEVICE_BUSY while another one of this client pends.
     NextReport = 5,
     /// [`OpenChannel`] as JSON in, with its descriptors; nothing out, when frames may pass. STATUS_NOT_FOUND if there is
@@ -115,7 +120,9 @@ pub const MAX_BUFFER_BYTES: u32 = 64 << 20;
 /// Room that the answer of [`PrivateControl::Status`] may need, bytes.
 pub const STATUS_CAPACITY: usize = 256 << 10;
 /// Room that the answer of [`PrivateControl::NextReport`] may need, bytes.
-pub const REPORT_CAPACITY: usize = 1024;
+pub const REPORT_CAPACITY: usize = 4096;
+/// Bytes of an error in an [`UplinkReport`]; of a longer one its beginning is told.
+pub const MAX_UPLINK_ERROR: usize = 512;
 /// Room that the answer of [`PrivateControl::NextUpcall`] may need, bytes.
 pub const UPCALL_CAPACITY: usize = 1024;
 
@@ -273,6 +280,63 @@ pub enum VfCommand {
         /// The path that is active now: where the receive filters are.
         active: DataPath,
     },
+}
+
+/// What has changed, as a whole.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SwitchReport {
+    /// A port.
+    Port(PortReport),
+    /// The uplink.
+    Uplink(UplinkReport),
+}
+
+/// How the uplink is: all that the virtualization stack has to know of it.
+#[derive(Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct UplinkReport {
+    /// The default VPort of an adapter. `None` if the uplink is anything else, for which nobody has to wait.
+    pub adapter: Option<AdapterUplink>,
+}
+
+/// An adapter's default VPort as uplink.
+#[derive(Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct AdapterUplink {
+    /// The socket by which the switch drives it, while frames pass. Nothing else than this says that they do.
+    pub up: Option<SocketIdentity>,
+    /// Why it is down, as far as is known: at most [`MAX_UPLINK_ERROR`] bytes.
+    pub error: Option<String>,
+}
+
+impl AdapterUplink {
+    /// One that is down, because of this.
+    #[must_use]
+    pub fn down(error: &str) -> Self {
+        let end = error.floor_char_boundary(MAX_UPLINK_ERROR);
+        Self { up: None, error: Some(error.get(..end).unwrap_or_default().to_owned()) }
+    }
+}
+
+/// Which socket in the file system it is: of two that are at the same path one after the other, as of a process and its
+/// successor, which one.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SocketIdentity {
+    device: u64,
+    inode: u64,
+    /// When it was made: numbers of inodes are used again. Seconds and nanoseconds since 1970.
+    made: (i64, i64),
+}
+
+impl SocketIdentity {
+    /// The one at a path now.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be looked at.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let socket = std::fs::metadata(path)?;
+        let made = (socket.mtime(), socket.mtime_nsec());
+        Ok(Self { device: socket.dev(), inode: socket.ino(), made })
+    }
 }
 
 /// How a port is: all that the virtualization stack has to know of it.
@@ -474,6 +538,9 @@ pub struct UplinkStatus {
 }
 
 /// The host's own interface.
+    /// As it is reported.
+    #[serde(default)]
+    pub report: UplinkReport,
 #[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
 pub struct HostStatus {
     /// Its name.
@@ -545,6 +612,35 @@ mod tests {
         assert_eq!(command.command, VfCommand::CompleteSwitch { active: DataPath::Vf });
         assert_eq!(serde_json::to_string(&command).unwrap(), text);
         assert!(serde_json::from_str::<PortConfig>(r#"{"port":"a","mac":"","vlna":1}"#).is_err());
+    #[test]
+    fn the_longest_report_of_an_uplink_has_room() {
+        let adapter = Some(AdapterUplink::down(&"\u{1}\u{fffd}".repeat(MAX_UPLINK_ERROR)));
+        let report = SwitchReport::Uplink(UplinkReport { adapter });
+        let text = serde_json::to_string(&report).unwrap();
+        assert!(
+            text.len() <= REPORT_CAPACITY && text.contains("fffd") != text.contains('\u{fffd}')
+        );
+        assert_eq!(serde_json::from_str::<SwitchReport>(&text).unwrap(), report);
+    }
+
+    #[test]
+    fn a_socket_that_takes_the_place_of_another_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pf.sock");
+        assert!(SocketIdentity::at(&path).is_err());
+        let bind = || std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let first = bind();
+        let identity = SocketIdentity::at(&path).unwrap();
+        let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        drop((first, client));
+        assert_eq!(SocketIdentity::at(&path).unwrap(), identity, "it is what it was");
+        std::fs::remove_file(&path).unwrap();
+        // The kernel's clock for files stands still for some milliseconds at a time.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let _second = bind();
+        assert_ne!(SocketIdentity::at(&path).unwrap(), identity);
+    }
+
         let config = PortConfig {
             kind: PortKind::Legacy { socket: "/tmp/a.sock".into() },
             vlan: VlanMode::Trunk { native: 0, allowed: vec![5] },

@@ -102,6 +102,11 @@ pub(crate) fn vf_socket(directory: &Path, vf: u16) -> PathBuf {
     directory.join(format!("vf{vf}.sock"))
 }
 
+/// Where a NIC serves its default VPort by vfio-user.
+pub(crate) fn pf_socket(directory: &Path) -> PathBuf {
+    directory.join("pf.sock")
+}
+
 #[cfg(test)]
 mod tests {
     use virtualization_stack::VPortPolicy;

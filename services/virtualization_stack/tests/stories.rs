@@ -387,6 +387,35 @@ fn nonsense_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn no_vf_is_given_on_a_nic_whose_switch_has_not_got_its_uplink_back() {
+    let mut story = Story::active();
+    let down = || Uplink::Down { error: "nobody answers".into() };
+    // The NIC dies, and another takes its place before the switch has noticed, or has connected anew.
+    story.tell(Input::SwitchUplink(SWITCH, down()));
+    assert_eq!(story.state(), "Active: resting", "a VF that is there stays");
+    story.tell(Input::NicDisconnected(NIC));
+    story.vpci(VpciReport::Removed);
+    assert_eq!(story.codes(), ["PfRemoved"], "what follows from it is no cause of its own");
+    story.said.clear();
+    story.tell(Input::NicConnected(NIC));
+    assert!(!story.said.iter().any(|said| said.contains("ALLOCATE_VF")), "{:?}", story.said);
+    assert_eq!(story.codes(), ["SwitchUplinkDown"]);
+    let reason = story.stack.reasons(ADAPTER).remove(0);
+    assert_eq!(reason.to_string(), "the uplink of switch 1 on NIC 1 is down: nobody answers");
+    assert_eq!((reason.standing(), reason.cure()), (Standing::Blocks, Cure::ConnectUplink));
+    assert!(reason.is_degradation());
+    // Of the uplink of a switch that has ended nothing is known.
+    story.tell(Input::SwitchStopped(SWITCH));
+    assert_eq!(story.codes(), ["SwitchNotRunning", "GuestNotReady"]);
+    story.tell(Input::SwitchUplink(SWITCH, down()));
+    story.tell(Input::SwitchStarted(SWITCH));
+    story.tell(Input::NetVsp(ADAPTER, NetVspReport::Ready { sriov: true }));
+    assert_eq!(story.codes(), ["SwitchUplinkDown"]);
+    story.tell(Input::SwitchUplink(SWITCH, Uplink::Up));
+    assert!(story.said.iter().any(|said| said.contains("ALLOCATE_VF")), "{:?}", story.said);
+}
+
+#[test]
 fn events_and_reasons_have_one_json_and_one_line() {
     let reason = Reason::QueuePairsReduced { requested: 4, assigned: 2 };
     let event = Event::ReasonsChanged { adapter: ADAPTER, reasons: vec![reason] };

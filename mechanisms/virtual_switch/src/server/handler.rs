@@ -72,9 +72,9 @@ impl Handler {
     ) -> Result<Vec<u8>, NtStatus> {
         match control {
             PrivateControl::Status => {
-                let ports = self.ports.listed();
+                let levels = (self.ports.uplink(), self.ports.listed());
                 let status =
-                    status(&self.name, &self.spec, &self.connections, ports, &self.switch)?;
+                    status(&self.name, &self.spec, &self.connections, levels, &self.switch)?;
                 return serde_json::to_vec(&status).map_err(|_| NtStatus::UNSUCCESSFUL);
             }
             PrivateControl::SetPort => self.ports.set(parse(request)?)?,

@@ -33,7 +33,8 @@ use self::{
     uplink::{AdapterUplink, MAX_FRAME},
 };
 use crate::{
-    PortPolicy, SwitchHandle, SwitchStopped, UplinkPort, VirtualSwitch, Worker, control::MAX_PORTS,
+    PortPolicy, SwitchHandle, SwitchStopped, UplinkPort, VirtualSwitch, Worker,
+    control::{AdapterUplink as AdapterLevel, MAX_PORTS, UplinkReport},
 };
 
 /// Name of the device control socket in the switch's folder.
@@ -164,7 +165,12 @@ impl SwitchServer {
             .map_err(StartError::Thread)?;
         let switch = worker.handle().clone();
         let (news, reporter) = Reporter::prepare();
-        let ports = Arc::new(Ports::new(switch.clone(), news));
+        let uplink = match &config.uplink {
+            SwitchUplink::Adapter(_) => Some(AdapterLevel::default()),
+            SwitchUplink::Other(_) => None,
+        };
+        let ports = Ports::new(switch.clone(), news, UplinkReport { adapter: uplink });
+        let ports = Arc::new(ports);
         let reporter = reporter.start(Arc::clone(&ports)).map_err(StartError::Thread)?;
         let (ask, shutdown) = crossbeam_channel::bounded(1);
         let connections = Arc::<Connections>::default();
@@ -172,7 +178,7 @@ impl SwitchServer {
             name: config.name.clone(),
             spec: config.uplink.clone(),
             connections: Arc::clone(&connections),
-            ports,
+            ports: Arc::clone(&ports),
             switch: switch.clone(),
             shutdown: ask,
         };
@@ -188,7 +194,7 @@ impl SwitchServer {
             _worker: worker,
             shutdown,
         };
-        connect(&config, &switch, &connections)?;
+        connect(&config, &switch, &ports, &connections)?;
         Ok(server)
     }
 
@@ -215,6 +221,7 @@ impl std::fmt::Debug for SwitchServer {
 fn connect(
     config: &SwitchConfig,
     switch: &SwitchHandle,
+    ports: &Arc<Ports>,
     connections: &Connections,
 ) -> Result<(), StartError> {
     if let Some(interface) = &config.host_interface {
@@ -224,7 +231,7 @@ fn connect(
     match &config.uplink {
         SwitchUplink::Adapter(directory) => {
             let host = connections.host.get().map(|host| avf_driver::MacAddress(host.mac.0));
-            let kept = AdapterUplink::start(directory.clone(), host, switch.clone());
+            let kept = AdapterUplink::start(directory.clone(), host, Arc::clone(ports));
             // As above.
             let _ = connections.adapter.set(kept.map_err(StartError::Thread)?);
         }

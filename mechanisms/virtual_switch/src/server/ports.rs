@@ -19,7 +19,7 @@ use crate::{
     TulipPort, VirtualSwitch,
     control::{
         ChannelUpcall, DataPath, GuestState, MAX_CHANNELS, MAX_PORT_NAME, MAX_PORTS, PortCommand,
-        PortConfig, PortKind, PortName, PortReport, VfCommand,
+        PortConfig, PortKind, PortName, PortReport, UplinkReport, VfCommand,
     },
 };
 
@@ -42,8 +42,17 @@ pub(super) struct State {
     /// By name.
     pub(super) ports: BTreeMap<String, Port>,
     pub(super) listeners: BTreeMap<ClientId, Listener>,
+    pub(super) uplink: Uplink,
     /// Counts what has changed.
     clock: u64,
+}
+
+/// The uplink's report.
+#[derive(Default)]
+pub(super) struct Uplink {
+    pub(super) report: UplinkReport,
+    /// When it changed last.
+    pub(super) version: u64,
 }
 
 /// One port.
@@ -245,8 +254,25 @@ impl Facts {
 }
 
 impl Ports {
-    pub(super) fn new(switch: SwitchHandle, news: News) -> Self {
-        Self { switch, news, state: Mutex::default() }
+    /// Without ports, and with this uplink.
+    pub(super) fn new(switch: SwitchHandle, news: News, uplink: UplinkReport) -> Self {
+        let uplink = Uplink { report: uplink, version: 0 };
+        Self { switch, news, state: Mutex::new(State { uplink, ..State::default() }) }
+    }
+
+    /// How the uplink is.
+    pub(super) fn uplink(&self) -> UplinkReport {
+        self.lock().uplink.report.clone()
+    }
+
+    /// The uplink is like this now.
+    pub(super) fn set_uplink(&self, report: UplinkReport) {
+        let mut state = self.lock();
+        if state.uplink.report != report {
+            let version = state.tick();
+            state.uplink = Uplink { report, version };
+            state.tell_listeners();
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

@@ -15,8 +15,8 @@ use device_control::{ClientId, Completion, PendingRequest, Request, RequestId};
 use netvsp::server::{self, Upcall};
 use pcivirt_protocol::NtStatus;
 
-use super::ports::{Port, Ports, State};
-use crate::control::{BufferKind, ChannelUpcall, PortName};
+use super::ports::{Port, Ports, State, Uplink};
+use crate::control::{BufferKind, ChannelUpcall, PortName, SwitchReport};
 
 /// Upcalls of one port that wait. The protocol makes no more: two buffers to map, two released, one offer, one end.
 const UPCALLS: usize = 16;
@@ -181,23 +181,34 @@ impl Waiting {
 pub(super) struct Listener {
     /// For each port, the version of its report that the client was told.
     told: BTreeMap<String, u64>,
+    /// The same for the uplink's.
+    told_uplink: Option<u64>,
     waiting: Option<Waiting>,
 }
 
 impl Listener {
     /// Tells it what it has not been told, the oldest first, if it waits.
-    fn tell(&mut self, ports: &BTreeMap<String, Port>) {
+    fn tell(&mut self, ports: &BTreeMap<String, Port>, uplink: &Uplink) {
         if self.waiting.is_none() {
             return;
         }
         let news =
             |port: &&Port| self.told.get(&port.config.port).is_none_or(|told| *told < port.version);
-        let Some(port) = ports.values().filter(news).min_by_key(|port| port.version) else {
-            return;
+        let port = ports.values().filter(news).min_by_key(|port| port.version);
+        let of_uplink = self.told_uplink.is_none_or(|told| told < uplink.version);
+        let report = match port {
+            Some(port) if !of_uplink || port.version < uplink.version => {
+                self.told.insert(port.config.port.clone(), port.version);
+                SwitchReport::Port(port.report())
+            }
+            _ if of_uplink => {
+                self.told_uplink = Some(uplink.version);
+                SwitchReport::Uplink(uplink.report.clone())
+            }
+            _ => return,
         };
         if let Some(waiting) = self.waiting.take() {
-            self.told.insert(port.config.port.clone(), port.version);
-            waiting.tell(&port.report());
+            waiting.tell(&report);
         }
     }
 
@@ -210,7 +221,7 @@ impl State {
     /// Tells whoever waits.
     pub(super) fn tell_listeners(&mut self) {
         for listener in self.listeners.values_mut() {
-            listener.tell(&self.ports);
+            listener.tell(&self.ports, &self.uplink);
         }
     }
 }
@@ -230,14 +241,14 @@ impl Ports {
     /// Completed when there is something that the client has not been told.
     pub(super) fn next_report(&self, client: ClientId, request: Request) {
         let mut state = self.lock();
-        let State { listeners, ports, .. } = &mut *state;
+        let State { listeners, ports, uplink, .. } = &mut *state;
         let listener = listeners.entry(client).or_default();
         if listener.waiting.is_some() {
             request.complete(NtStatus::DEVICE_BUSY);
             return;
         }
         listener.waiting = Some(Waiting::new(client, request));
-        listener.tell(ports);
+        listener.tell(ports, uplink);
     }
 
     /// Completed when the port asks for something of the guest that the client plays.

@@ -9,7 +9,7 @@ use crate::{
     Port, PortStatistics, SwitchHandle, SyntheticPort, TulipPort, UplinkPort, VirtualSwitch,
     control::{
         DataPath, GuestState, HostStatus, PortConfig, PortReport, PortStatus, SwitchStatus,
-        UplinkStatus,
+        UplinkReport, UplinkStatus,
     },
 };
 use ::uplink::UplinkSpec;
@@ -47,7 +47,7 @@ pub(super) fn status(
     name: &str,
     spec: &SwitchUplink,
     connections: &Connections,
-    ports: Vec<(VPortId, PortConfig, PortReport)>,
+    (report, ports): (UplinkReport, Vec<(VPortId, PortConfig, PortReport)>),
     switch: &SwitchHandle,
 ) -> Result<SwitchStatus, NtStatus> {
     let ids: Vec<VPortId> = ports.iter().map(|(id, ..)| *id).collect();
@@ -66,6 +66,7 @@ pub(super) fn status(
         spec: spec.to_string(),
         connected: false,
         link_up: false,
+        report,
         last_error: None,
         statistics: uplink_statistics,
     };

@@ -15,7 +15,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uplink::{SpecError, UplinkSpec};
 use vmbus::EventFd;
 
-use crate::{AvfUplink, SwitchHandle, SwitchStopped, UplinkUnsuitable};
+use super::ports::Ports;
+use crate::{
+    AvfUplink, SwitchStopped, UplinkUnsuitable,
+    control::{AdapterUplink as AdapterLevel, SocketIdentity, UplinkReport},
+};
 
 /// Bytes of the longest frame that passes an uplink.
 pub(super) const MAX_FRAME: usize = 9728;
@@ -90,14 +94,14 @@ impl AdapterUplink {
     pub(super) fn start(
         directory: PathBuf,
         host: Option<MacAddress>,
-        switch: SwitchHandle,
+        ports: Arc<Ports>,
     ) -> std::io::Result<Self> {
         let state = Arc::<Mutex<AdapterState>>::default();
         let stop = EventFd::new()?;
         let keeper = Keeper {
             directory,
             host,
-            switch,
+            ports,
             state: Arc::clone(&state),
             stop: stop.clone(),
             said: None,
@@ -145,7 +149,7 @@ enum Down {
 struct Keeper {
     directory: PathBuf,
     host: Option<MacAddress>,
-    switch: SwitchHandle,
+    ports: Arc<Ports>,
     state: Arc<Mutex<AdapterState>>,
     stop: EventFd,
     /// What was logged last: a retry that fails like the one before is not news.
@@ -157,7 +161,7 @@ impl Keeper {
         loop {
             let ended = self.keep();
             // Whatever is left of it: its buffers are those of a device that is gone.
-            let left = self.switch.run(|switch| switch.set_uplink(None));
+            let left = self.ports.switch.run(|switch| switch.set_uplink(None));
             drop(left);
             let Err(down) = ended else { return };
             if matches!(down, Down::Stopped(_)) {
@@ -168,6 +172,7 @@ impl Keeper {
             (state.connected, state.link_up) = (false, false);
             state.last_error = Some(error.clone());
             drop(state);
+            self.report(AdapterLevel::down(&error));
             if self.said.as_ref() != Some(&error) {
                 tracing::warn!(uplink = %self.directory.display(), error, "the uplink is down");
                 self.said = Some(error);
@@ -181,20 +186,27 @@ impl Keeper {
 
     /// Brings the uplink up and keeps it, until it is to end.
     fn keep(&mut self) -> Result<(), Down> {
-        let mut config: DriverConfig = AvfUplink::driver_config(self.directory.join(PF_SOCKET));
+        let socket = self.directory.join(PF_SOCKET);
+        let identity = SocketIdentity::at(&socket);
+        let mut config: DriverConfig = AvfUplink::driver_config(&socket);
         config.mac = self.host;
         config.timeouts.request = PATIENCE;
         config.timeouts.mailbox = PATIENCE;
         config.timeouts.reset = PATIENCE;
         let (mut control, pairs) = AvfDriver::open(config)?;
-        self.connect(&control, pairs)?;
+        // One that had taken the place of another meanwhile may be or not be the one that was opened.
+        let identity = identity.ok().filter(|it| SocketIdentity::at(&socket).ok() == Some(*it));
+        let identity = identity.ok_or(Down::Gone)?;
+        self.connect(&control, pairs, identity)?;
         tracing::info!(uplink = %self.directory.display(), "the uplink is up");
         self.said = None;
         loop {
             for event in control.poll_events(Instant::now())? {
                 match event {
                     Event::LinkChange(link) => lock(&self.state).link_up = link.up,
-                    Event::ResetImpending | Event::ResetDetected => self.rebuild(&mut control)?,
+                    Event::ResetImpending | Event::ResetDetected => {
+                        self.rebuild(&mut control, identity)?;
+                    }
                     Event::PfDriverClosed | Event::DeviceGone => return Err(Down::Gone),
                     _ => {}
                 }
@@ -213,26 +225,39 @@ impl Keeper {
         }
     }
 
-    fn connect(&self, control: &AvfControl, mut pairs: Vec<QueuePair>) -> Result<(), Down> {
+    fn connect(
+        &self,
+        control: &AvfControl,
+        mut pairs: Vec<QueuePair>,
+        identity: SocketIdentity,
+    ) -> Result<(), Down> {
         let pair = pairs.pop().ok_or(Down::NoQueuePair)?;
         let uplink = AvfUplink::new(control, pair, MAX_FRAME)?;
-        self.switch.run(move |switch| switch.set_uplink(Some(Box::new(uplink))))?;
+        self.ports.switch.run(move |switch| switch.set_uplink(Some(Box::new(uplink))))?;
         let mut state = lock(&self.state);
         state.connected = true;
         state.link_up = control.link().up;
         state.last_error = None;
+        drop(state);
+        self.report(AdapterLevel { up: Some(identity), error: None });
         Ok(())
     }
 
+    /// Frames pass from now on, or do not any more.
+    fn report(&self, adapter: AdapterLevel) {
+        self.ports.set_uplink(UplinkReport { adapter: Some(adapter) });
+    }
+
     /// Brings the device up again after a reset. Meanwhile frames for the uplink are dropped and counted.
-    fn rebuild(&self, control: &mut AvfControl) -> Result<(), Down> {
+    fn rebuild(&self, control: &mut AvfControl, identity: SocketIdentity) -> Result<(), Down> {
         lock(&self.state).link_up = false;
-        let port = self.switch.run(|switch| switch.set_uplink(None))?;
+        self.report(AdapterLevel::down("the adapter resets its default VPort"));
+        let port = self.ports.switch.run(|switch| switch.set_uplink(None))?;
         let port: Option<Box<dyn Any>> = port.map(|port| port as Box<dyn Any>);
         let uplink = port.and_then(|port| port.downcast::<AvfUplink>().ok());
         let pairs: Vec<QueuePair> = uplink.map(|uplink| uplink.into_pair()).into_iter().collect();
         match control.rebuild(pairs) {
-            Ok(pairs) => self.connect(control, pairs),
+            Ok(pairs) => self.connect(control, pairs, identity),
             // The device is opened anew then.
             Err(failure) => Err(failure.error.into()),
         }

@@ -18,7 +18,8 @@ use virtual_switch::{
     control::{
         BufferKind, ChannelName, ChannelUpcall, DataPath, GpadlMapped, GuestState, MemoryRegion,
         OpenChannel, PageRange, PortCommand, PortConfig, PortName, PortReport, PortStatus,
-        PrivateControl, REPORT_CAPACITY, STATUS_CAPACITY, SwitchStatus, UPCALL_CAPACITY, VfCommand,
+        PrivateControl, REPORT_CAPACITY, STATUS_CAPACITY, SwitchReport, SwitchStatus,
+        UPCALL_CAPACITY, UplinkReport, VfCommand,
     },
     server::{SwitchConfig, SwitchServer},
 };
@@ -77,7 +78,7 @@ impl World {
     }
 
     pub(crate) fn stack(&self) -> Stack {
-        Stack { client: connect(self.socket(), "stack"), pending: None }
+        Stack { client: connect(self.socket(), "stack"), pending: None, uplinks: VecDeque::new() }
     }
 
     /// A worker with a guest that is up on a port.
@@ -130,6 +131,8 @@ fn answer<T: DeserializeOwned>(request: SentRequest) -> Result<T, NtStatus> {
 pub(crate) struct Stack {
     pub(crate) client: DeviceControlClient,
     pending: Option<SentRequest>,
+    /// Reports of the uplink, which came in between.
+    pub(crate) uplinks: VecDeque<UplinkReport>,
 }
 
 impl Stack {
@@ -163,14 +166,30 @@ impl Stack {
 
     /// The next report, if there is one already or the switch has one to send.
     pub(crate) fn poll_report(&mut self) -> Option<PortReport> {
-        let client = &self.client;
-        let pending = self
-            .pending
-            .get_or_insert_with(|| pend(client, PrivateControl::NextReport, &[], REPORT_CAPACITY));
-        if !pending.is_done() {
-            return None;
+        loop {
+            let client = &self.client;
+            let pending = self.pending.get_or_insert_with(|| {
+                pend(client, PrivateControl::NextReport, &[], REPORT_CAPACITY)
+            });
+            if !pending.is_done() {
+                return None;
+            }
+            match answer(self.pending.take()?).unwrap() {
+                SwitchReport::Port(report) => return Some(report),
+                SwitchReport::Uplink(report) => self.uplinks.push_back(report),
+            }
         }
-        self.pending.take().map(|request| answer(request).unwrap())
+    }
+
+    /// Reports until one of the uplink is as wanted.
+    pub(crate) fn uplink_report(&mut self, wanted: impl Fn(&UplinkReport) -> bool) -> UplinkReport {
+        let mut found = None;
+        wait_for("a report of the uplink", || {
+            self.poll_report();
+            found = std::iter::from_fn(|| self.uplinks.pop_front()).find(&wanted);
+            found.is_some()
+        });
+        found.unwrap()
     }
 
     pub(crate) fn report(&mut self) -> PortReport {

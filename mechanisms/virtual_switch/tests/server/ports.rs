@@ -210,6 +210,7 @@ fn reports_are_levels_and_a_new_client_is_told_everything() {
 fn one_report_and_one_upcall_may_be_waited_for() {
     let world = World::new();
     let mut stack = world.stack();
+    stack.uplink_report(|_| true);
     assert_eq!(stack.poll_report(), None);
     let target = device_control::Target::Private(PrivateControl::NextReport.code());
     let second = stack.client.call(target, &[], 1024, PATIENCE).unwrap();

@@ -16,7 +16,9 @@ use ndis_protocol::{FilterId, FunctionId, InterruptModeration, MacAddress, VPort
 use netvsp::client::VfPath;
 use nic_switch::{ReceiveFilter, VlanMatch};
 use virtual_switch::{
-    control::{DataPath, PortConfig, VfCommand, VlanMode},
+    control::{
+        AdapterUplink, DataPath, PortConfig, SocketIdentity, UplinkReport, VfCommand, VlanMode,
+    },
     server::SwitchUplink,
 };
 
@@ -111,6 +113,41 @@ fn wait_connected(stack: &Stack, connected: bool) {
         assert!(start.elapsed() < PATIENCE, "{:?}", stack.status().uplink);
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn an_uplink_is_reported_as_it_is_and_with_the_adapter_s_life_it_is_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path());
+    let socket = folder.path().join("pf.sock");
+    let mut stack = world.stack();
+    let up = |report: &UplinkReport| report.adapter.as_ref().unwrap().up.is_some();
+    let missing = stack.uplink_report(|report| report.adapter.as_ref().unwrap().error.is_some());
+    assert!(!up(&missing), "{missing:?}");
+    let mut lives = Vec::new();
+    for _ in 0..2 {
+        let server = start_adapter(folder.path());
+        let report = stack.uplink_report(up);
+        let identity = SocketIdentity::at(&socket).unwrap();
+        assert_eq!(report.adapter, Some(AdapterUplink { up: Some(identity), error: None }));
+        // Whoever comes later is told at once how it is, and the status says the same.
+        let mut late = world.stack();
+        assert_eq!(late.uplink_report(|_| true), report);
+        assert_eq!(stack.status().uplink.report, report);
+        drop(server);
+        let report = stack.uplink_report(|report| !up(report));
+        assert!(report.adapter.unwrap().error.is_some());
+        lives.push(identity);
+    }
+    assert_ne!(lives[0], lives[1]);
+}
+
+#[test]
+fn an_uplink_that_is_no_adapter_is_reported_as_none_to_wait_for() {
+    let world = World::new();
+    let mut stack = world.stack();
+    assert_eq!(stack.uplink_report(|_| true), UplinkReport { adapter: None });
+    assert_eq!(stack.status().uplink.report, UplinkReport { adapter: None });
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ndis_protocol::Name;
+use virtual_switch::control::UplinkReport;
 use virtualization_stack::{
     AdapterConfig, AdapterId, Input, NetVspReport, NicId, StackError, SwitchConfig, SwitchKind,
     VmConfig, VmId, VmState, VmSwitchId,
@@ -147,7 +148,12 @@ impl Runtime {
         let config = SwitchConfig { name: settings.name.clone(), kind, iov_enabled: settings.iov };
         self.step(Input::SwitchSet(id, config))?;
         self.names.switches.insert(id, settings.name.clone());
-        let switch = Switch { settings: settings.clone(), told: None, retry: None };
+        let switch = Switch {
+            settings: settings.clone(),
+            told: None,
+            retry: None,
+            uplink: UplinkReport::default(),
+        };
         self.switches.insert(id, switch);
         self.connect(Peer::Switch(id), settings.socket.clone(), Duration::ZERO);
         Ok(true)

@@ -108,7 +108,10 @@ impl Runtime {
         link.last_error = None;
         self.publish(ProcessEvent::Connected { peer });
         match peer {
-            Peer::Nic(nic) => self.inputs.push_back(Input::NicConnected(nic)),
+            Peer::Nic(nic) => {
+                self.tell_uplinks(nic);
+                self.inputs.push_back(Input::NicConnected(nic));
+            }
             Peer::Switch(switch) => self.switch_connected(switch),
             Peer::Vm(vm) => self.worker_connected(vm),
         }

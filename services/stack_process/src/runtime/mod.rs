@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use device_control::DriverName;
+use virtual_switch::control::UplinkReport;
 use virtualization_stack::{
     AdapterId, Effect, Input, NetVspCommand, NicId, Stack, StackConfig, StackError, Time, VfSerial,
     VmId, VmState, VmSwitchId, VpciCommand,
@@ -53,6 +54,8 @@ struct Switch {
     retry: Option<Instant>,
 }
 
+    /// How its uplink is, as it says on this connection.
+    uplink: UplinkReport,
 /// A VM network adapter.
 #[derive(Debug)]
 struct Adapter {

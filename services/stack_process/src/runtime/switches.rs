@@ -7,16 +7,18 @@ use std::time::Instant;
 use device_control::{Completion, Target};
 use virtual_switch::control::{
     DataPath as PortPath, GuestState, PortCommand, PortConfig, PortKind, PortName, PortReport,
-    PrivateControl, REPORT_CAPACITY, STATUS_CAPACITY, SwitchStatus, VfCommand,
+    PrivateControl, REPORT_CAPACITY, STATUS_CAPACITY, SocketIdentity, SwitchReport, SwitchStatus,
+    UplinkReport, VfCommand,
 };
 use virtualization_stack::{
-    AdapterId, AdapterKind, DataPath, Input, NetVspCommand, NetVspReport, VmSwitchId,
+    AdapterId, AdapterKind, DataPath, Input, NetVspCommand, NetVspReport, NicId, Uplink, VmSwitchId,
 };
 
 use super::links::What;
 use super::{PortLevels, RETRY, Runtime};
+use crate::configuration::SwitchReach;
 use crate::event::{Peer, ProcessEvent};
-use crate::nic_call::vlan_mode;
+use crate::nic_call::{pf_socket, vlan_mode};
 
 const fn stack_path(path: PortPath) -> DataPath {
     match path {
@@ -45,6 +47,7 @@ impl Runtime {
         if let Some(switch) = self.switches.get_mut(&id) {
             switch.told = None;
             switch.retry = None;
+            switch.uplink = UplinkReport::default();
         }
         for adapter in self.connected_to(id) {
             if let Some(adapter) = self.adapters.get_mut(&adapter) {
@@ -65,6 +68,7 @@ impl Runtime {
         };
         if let Some(switch) = self.switches.get_mut(&id) {
             switch.told = Some(BTreeMap::new());
+            switch.uplink = status.uplink.report;
         }
         let wanted = self.ports_of(id);
         for port in status.ports.iter().filter(|port| !wanted.contains_key(&port.port)) {
@@ -77,8 +81,55 @@ impl Runtime {
         }
         self.met(peer);
         self.tell_ports(id);
+        // What the stack knows of a switch that runs is how it is.
+        self.tell_uplink(id);
         self.inputs.push_back(Input::SwitchStarted(id));
         self.ask_switch(id);
+    }
+
+    /// Tells the stack how a switch's uplink on its NIC is: a VF that is given before it is there cuts its guest off
+    /// from those on the synthetic path.
+    fn tell_uplink(&mut self, id: VmSwitchId) {
+        let Some(switch) = self.switches.get(&id) else { return };
+        let uplink = match (&switch.settings.kind, &switch.uplink.adapter) {
+            (SwitchReach::External { nic, .. }, Some(adapter)) => {
+                let settings = self.nics.values().find(|settings| settings.name == *nic);
+                let now = settings.map(|nic| SocketIdentity::at(&pf_socket(&nic.directory)));
+                // Of an adapter that was killed and started anew the switch may still say what was before.
+                match (adapter.up, now) {
+                    (Some(its), Some(Ok(now))) if its == now => Uplink::Up,
+                    (Some(_), Some(Err(error))) => Uplink::Down {
+                        error: format!("the NIC does not serve its default VPort: {error}"),
+                    },
+                    (Some(_), _) => Uplink::Down {
+                        error: "it is on another adapter, or on one that has ended".to_owned(),
+                    },
+                    (None, _) => Uplink::Down {
+                        error: adapter.error.clone().unwrap_or_else(|| {
+                            "the switch is about to connect for the first time".to_owned()
+                        }),
+                    },
+                }
+            }
+            _ => Uplink::Up,
+        };
+        self.inputs.push_back(Input::SwitchUplink(id, uplink));
+    }
+
+    /// The same for the switches of a NIC that is there (again).
+    pub(super) fn tell_uplinks(&mut self, nic: NicId) {
+        let Some(name) = self.nics.get(&nic).map(|settings| settings.name.clone()) else { return };
+        let on_it =
+            |kind: &SwitchReach| matches!(kind, SwitchReach::External { nic, .. } if *nic == name);
+        let switches: Vec<_> = self
+            .switches
+            .iter()
+            .filter(|(_, switch)| switch.told.is_some() && on_it(&switch.settings.kind))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in switches {
+            self.tell_uplink(id);
+        }
     }
 
     fn ask_switch(&mut self, id: VmSwitchId) {
@@ -218,13 +269,23 @@ impl Runtime {
     pub(super) fn switch_report(&mut self, peer: Peer, completion: &Completion) {
         let Peer::Switch(id) = peer else { return };
         let report = completion.status.is_success().then_some(&completion.output);
-        let report = report.and_then(|json| serde_json::from_slice::<PortReport>(json).ok());
+        let report = report.and_then(|json| serde_json::from_slice::<SwitchReport>(json).ok());
         let Some(report) = report else {
             self.nonsense(peer, "NextReport");
             return;
         };
         // Asked for at once, so that the next is on its way while this one is looked at.
         self.ask_switch(id);
+        let report = match report {
+            SwitchReport::Port(report) => report,
+            SwitchReport::Uplink(report) => {
+                if let Some(switch) = self.switches.get_mut(&id) {
+                    switch.uplink = report;
+                }
+                self.tell_uplink(id);
+                return;
+            }
+        };
         let of = |adapter: &AdapterId| self.names.adapters.get(adapter) == Some(&report.port);
         let Some(adapter) = self.connected_to(id).into_iter().find(of) else { return };
         if report.active == PortPath::Synthetic || report.guest == GuestState::Closed {

@@ -58,6 +58,7 @@ pub struct Guests {
     changed: Condvar,
 }
 
+    uplink: switch::UplinkReport,
 impl Guests {
     pub fn new() -> Arc<Self> {
         let state = State {
@@ -75,6 +76,7 @@ impl Guests {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+            uplink: switch::UplinkReport::default(),
     pub fn manners(&self, manners: Manners) {
         self.lock().manners = manners;
     }
@@ -104,11 +106,19 @@ impl Guests {
         let mut vm = Vm::default();
         let running = worker::WorkerReport::Guest { state: worker::GuestState::Running };
         vm.reports.set("guest".into(), &running);
+        state.tell_uplink();
         let mut state = self.lock();
         state.vms.insert(name.into(), vm);
         drop(state);
         let config = ServerConfig::new(socket, DriverName::new(name).unwrap());
         let end = WorkerEnd { guests: Arc::clone(self), vm: name.into() };
+    /// The switch's uplink is, or becomes, this one.
+    pub fn set_uplink(&self, adapter: switch::AdapterUplink) {
+        let mut state = self.lock();
+        state.uplink.adapter = Some(adapter);
+        state.tell_uplink();
+    }
+
         DeviceControlServer::start(config, Arc::new(end)).unwrap()
     }
 
@@ -151,7 +161,8 @@ impl State {
 
     fn tell(&mut self, port: &str) {
         if let Some(found) = self.ports.get(port) {
-            self.reports.set(port.to_owned(), &found.report);
+            let report = switch::SwitchReport::Port(found.report.clone());
+            self.reports.set(port.to_owned(), &report);
         }
     }
 
@@ -203,6 +214,11 @@ impl State {
         self.tell(port);
         self.use_vf(port);
         Ok(())
+    }
+
+    fn tell_uplink(&mut self) {
+        let report = switch::SwitchReport::Uplink(self.uplink.clone());
+        self.reports.set("the uplink".into(), &report);
     }
 
     fn report(&mut self, vm: &str, adapter: u32, serial: u32, state: worker::DeviceState) {
@@ -354,6 +370,7 @@ impl DeviceControlHandler for WorkerEnd {
         self.control(&mut state, client, code, request);
         drop(state);
         self.guests.changed.notify_all();
+        report: state.uplink.clone(),
     }
 }
 

@@ -14,7 +14,8 @@ use guests::{Manners, PATIENCE};
 use stack_process::control::{
     AdapterChange, AdapterName, Connection, OUTCOME_CAPACITY, Outcome, PrivateControl,
 };
-use virtualization_stack::{DataPath, Health, Policy, VmState};
+use virtual_switch::control::{AdapterUplink, SocketIdentity};
+use virtualization_stack::{DataPath, Health, NicState, Policy, VmState};
 use world::{World, adapters};
 
 fn weight(iov_weight: u32) -> AdapterChange {
@@ -213,6 +214,52 @@ fn vfs_outlive_their_switch_and_its_ports_are_set_again() {
     let before = world.until_active();
     drop(world.switch.take());
     world.until("the switch is missed", |status| !status.switches[0].connection.connected);
+#[test]
+fn an_adapter_that_comes_back_gives_vfs_only_when_the_switch_has_its_uplink_again() {
+    let mut world = World::new("");
+    let socket = world.path("nic0/pf.sock");
+    let up = || AdapterUplink { up: SocketIdentity::at(&socket).ok(), error: None };
+    world.guests.set_uplink(up());
+    world.until_active();
+    drop(world.nic.take());
+    world.until("the NIC is missed", |status| {
+        adapters(status).all(|adapter| World::has_reason(adapter, "PfRemoved"))
+    });
+    world.start_nic();
+    // The stack is quicker than the switch, which has not even noticed that its uplink is gone.
+    let waits = |world: &World, why: &str| {
+        let status = world.until(why, |status| {
+            adapters(status).all(|adapter| {
+                adapter.reasons.iter().any(|reason| reason.text.ends_with(why))
+                    && adapter.virtual_function.is_none()
+            }) && status.nics[0].state == NicState::Ready
+        });
+        assert_eq!(world.nic_status().vfs.len(), 0);
+        let [reason] = &status.vms[0].adapters[0].reasons[..] else { panic!("{status:#?}") };
+        assert_eq!(reason.code, "SwitchUplinkDown");
+        assert!(reason.text.starts_with("the uplink of switch external on NIC nic0 is down: "));
+        assert!(reason.cure.contains("--uplink adapter:"), "{reason:#?}");
+    };
+    waits(&world, "or on one that has ended");
+    world.guests.set_uplink(AdapterUplink::down("nobody serves it"));
+    waits(&world, "nobody serves it");
+    // What holds when the stack connects is no other than what it hears later.
+    drop(world.switch.take());
+    world.until("the switch is missed", |status| !status.switches[0].connection.connected);
+    world.start_switch();
+    waits(&world, "nobody serves it");
+    world.guests.set_uplink(up());
+    world.until_active();
+    // VFs that there are stay.
+    let before = world.status();
+    world.guests.set_uplink(AdapterUplink::down("it resets"));
+    world.guests.set_uplink(up());
+    let after = world.until_active();
+    for (before, after) in adapters(&before).zip(adapters(&after)) {
+        assert_eq!(before.virtual_function, after.virtual_function);
+    }
+}
+
     let status = world.status();
     for (before, adapter) in adapters(&before).zip(adapters(&status)) {
         assert_eq!(adapter.virtual_function, before.virtual_function);

@@ -35,7 +35,8 @@ impl Stack {
             self.nics.entry(nic).or_insert_with(|| Nic::new(nic));
         }
         let before = self.switches.remove(&id);
-        let (running, uplink) = before.map(|switch| (switch.running, switch.uplink)).unwrap_or_default();
+        let (running, uplink) =
+            before.map(|switch| (switch.running, switch.uplink)).unwrap_or_default();
         self.switches.insert(id, Switch { config, running, uplink });
         Ok(())
     }

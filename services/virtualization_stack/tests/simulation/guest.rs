@@ -177,7 +177,8 @@ impl AdapterModel {
                     self.refused = self.told;
                 }
                 self.asked = None;
-                self.path = active;
+                // A device that is gone takes its path along, however late the answer is.
+                self.path = if self.device.is_some() { active } else { DataPath::Synthetic };
             }
             NetVspCommand::SwitchDataPath(_) => {
                 if mood == Mood::Good && self.path == DataPath::Vf && self.asked.is_none() {

@@ -9,8 +9,8 @@ use pcivirt_protocol::NtStatus;
 use pf_driver::pnp::PnpEvent;
 use virtualization_stack::{
     AdapterConfig, AdapterId, AdapterKind, CallError, Effect, HostReason, Input, NetVspReport,
-    NicId, Policy, SilentGuest, Stack, StackConfig, SwitchConfig, SwitchKind, Time, Uplink, VlanSetting,
-    VmConfig, VmId, VmState, VmSwitchId,
+    NicId, Policy, SilentGuest, Stack, StackConfig, SwitchConfig, SwitchKind, Time, Uplink,
+    VlanSetting, VmConfig, VmId, VmState, VmSwitchId,
 };
 
 use crate::guest::{AdapterModel, Mood};
