@@ -349,6 +349,9 @@ pub struct PortReport {
     /// How many times the guest's driver has started. A change means that it was closed in between, whatever `guest`
     /// was the last time: NVSP's answers and the VF are to be told anew.
     pub session: u64,
+    /// In which life of the guest its primary channel was opened, the last time: as [`OpenChannel::life`] said.
+    #[serde(default)]
+    pub life: u64,
     /// The path that the guest has asked for (NVSP message 129) and waits to be answered.
     pub asks: Option<DataPath>,
     /// How many requests for a path were reported so far: a report with the same number is about the same request.
@@ -390,6 +393,10 @@ pub struct OpenChannel {
     /// primary channel's.
     #[serde(default)]
     pub memory: Vec<MemoryRegion>,
+    /// Which life of the guest it is: a number that grows whenever it, or another in its place, begins anew. With the
+    /// primary channel the switch takes it down for whoever is told of the guest by others, too ([`PortReport::life`]).
+    #[serde(default)]
+    pub life: u64,
 }
 
 /// A region of guest memory: a part of a memory file that can not shrink.

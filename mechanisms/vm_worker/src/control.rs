@@ -184,6 +184,11 @@ pub enum WorkerReport {
     Guest {
         /// How it is.
         state: GuestState,
+        /// Which life of the guest it is in: a number that grows whenever it, or another in its place, begins anew; the
+        /// same that its switches are told. Whoever hears from a switch of a life that was not reported here yet knows
+        /// that it was reset.
+        #[serde(default)]
+        life: u64,
     },
     /// A device.
     Device {
@@ -204,7 +209,7 @@ pub enum GuestState {
     Running,
     /// It runs, and has started anew since this client was last told: what it had done is undone, what is offered to it
     /// stays. Said before what the devices became by it; the switches say on connections of their own, sooner or later
-    /// than this, what the NICs became.
+    /// than this, what the NICs became, and in which life.
     Reset,
     /// It has ended. All devices follow as [`DeviceState::Removed`].
     Gone,

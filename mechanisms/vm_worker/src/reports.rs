@@ -18,7 +18,7 @@ pub(crate) struct Reports {
 
 #[derive(Default, Debug)]
 struct Untold {
-    guest: Option<GuestState>,
+    guest: Option<(GuestState, u64)>,
     /// The latest state of each device that is news.
     devices: BTreeMap<DeviceName, DeviceState>,
     /// NEXT_REPORT that waits for news.
@@ -27,8 +27,8 @@ struct Untold {
 
 impl Untold {
     fn next(&mut self) -> Option<WorkerReport> {
-        if let Some(state) = self.guest.take() {
-            return Some(WorkerReport::Guest { state });
+        if let Some((state, life)) = self.guest.take() {
+            return Some(WorkerReport::Guest { state, life });
         }
         let (name, state) = self.devices.pop_first()?;
         Some(WorkerReport::Device { adapter: name.adapter, serial: name.serial, state })
@@ -58,7 +58,7 @@ impl Reports {
     pub(crate) fn connected(
         &mut self,
         client: ClientId,
-        guest: GuestState,
+        guest: (GuestState, u64),
         devices: impl IntoIterator<Item = (DeviceName, DeviceState)>,
     ) {
         let devices = devices.into_iter().filter(|(_, state)| *state != DeviceState::Opening);
@@ -94,10 +94,10 @@ impl Reports {
         }
     }
 
-    /// The guest's state is this now.
-    pub(crate) fn guest(&mut self, state: GuestState) {
+    /// The guest's state is this now, in this life.
+    pub(crate) fn guest(&mut self, state: GuestState, life: u64) {
         for untold in self.clients.values_mut() {
-            untold.guest = Some(state);
+            untold.guest = Some((state, life));
             untold.tell();
         }
     }

@@ -185,13 +185,18 @@ fn a_guest_that_ends_closes_its_channels_and_one_that_begins_anew_finds_its_nics
     let offer = guest.nic(0);
     guest.open(&offer).unwrap();
     vm.client.expect_guest(vm_worker::control::GuestState::Running);
+    let first = vm.client.life;
     guest.bus.unload(LIMIT).unwrap();
     assert_eq!(switch.channels(), 0);
     guest.connect();
     vm.client.expect_guest(vm_worker::control::GuestState::Reset);
+    let second = vm.client.life;
     let offer = guest.nic(0);
     guest.open(&offer).unwrap();
     assert_eq!(switch.channels(), 1);
+    // The switch is told the same, so that whoever hears of both knows what belongs together.
+    assert_eq!(switch.shared.lock().lives, [first, second]);
+    assert!(first < second);
     drop(guest);
     wait_until("the close", || switch.channels() == 0);
     vm.client.expect_guest(vm_worker::control::GuestState::Gone);

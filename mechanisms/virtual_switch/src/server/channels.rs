@@ -67,7 +67,8 @@ impl Ports {
         open: &OpenChannel,
         fds: &[OwnedFd],
     ) -> Result<(), NtStatus> {
-        let OpenChannel { port: name, channel: index, ring, downstream_page_offset, memory } = open;
+        let OpenChannel { port: name, channel: index, ring, downstream_page_offset, memory, life } =
+            open;
         let index = *index;
         let primary = index == 0;
         if index >= MAX_CHANNELS
@@ -110,6 +111,7 @@ impl Ports {
         if primary {
             port.owner = Some(client);
             port.memory = map;
+            port.life = *life;
             // It waited for the upcalls of a guest that it does not play.
             if let Some(waiting) = port.waiting.take_if(|waiting| waiting.client != client) {
                 waiting.end(NtStatus::CANCELLED);

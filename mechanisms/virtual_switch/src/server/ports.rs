@@ -85,6 +85,8 @@ pub(super) struct Synthetic {
     pub(super) stale: bool,
     /// Requests that were passed on by NICs that were there before.
     pub(super) requests_before: u64,
+    /// The guest's life in which its primary channel was opened.
+    pub(super) life: u64,
 }
 
 /// What remains of a port whose adapter becomes another one.
@@ -199,6 +201,7 @@ impl Synthetic {
             waiting,
             stale: false,
             requests_before,
+            life: 0,
         }
     }
 
@@ -366,6 +369,7 @@ impl Ports {
             port: config.port.clone(),
             guest: GuestState::Closed,
             session: sessions,
+            life: 0,
             asks: None,
             request: requests,
             vf: None,
@@ -453,12 +457,14 @@ impl Ports {
         let Some(port) = state.ports.get_mut(name) else { return };
         let Some(synthetic) = port.synthetic() else { return };
         let (session, before) = (synthetic.desk.sessions(), synthetic.requests_before);
+        let life = synthetic.life;
         let vf = facts.vf;
         let able = vf.is_some_and(|vf| vf.able);
         let report = PortReport {
             port: name.to_owned(),
             guest: if facts.up { GuestState::Ready { sriov: able } } else { GuestState::Closed },
             session,
+            life,
             asks: vf.and_then(|vf| vf.asks).map(DataPath::from),
             request: before + vf.map_or(0, |vf| vf.requests),
             vf: vf.and_then(|vf| vf.serial),

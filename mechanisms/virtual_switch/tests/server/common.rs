@@ -250,6 +250,8 @@ pub(crate) struct VmWorker {
     pub(crate) told: Vec<Upcall>,
     /// Whether GPADLs are looked up as they are asked for.
     pub(crate) maps: bool,
+    /// Which life of the guest it is.
+    pub(crate) life: u64,
 }
 
 impl VmWorker {
@@ -276,6 +278,7 @@ impl VmWorker {
             up: false,
             told: Vec::new(),
             maps: true,
+            life: 1,
         }
     }
 
@@ -288,6 +291,7 @@ impl VmWorker {
             ring: PageRange::from(&ring),
             downstream_page_offset: RING_PAGES as u32,
             memory: vec![MemoryRegion { gpa: 0, length, offset: 0 }],
+            life: self.life,
         }
     }
 

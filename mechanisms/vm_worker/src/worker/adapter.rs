@@ -449,7 +449,7 @@ impl Adapter {
     }
 
     /// Opens a channel of the guest's in the switch.
-    fn ask_open(&mut self, index: u16, opened: &OpenedChannel) -> Result<(), String> {
+    fn ask_open(&mut self, index: u16, opened: &OpenedChannel, life: u64) -> Result<(), String> {
         let range = opened.ring.pages.single_range().ok_or("its rings are not in one range")?;
         let regions = opened.memory.regions();
         if regions.len() > MAX_REGIONS {
@@ -471,15 +471,16 @@ impl Adapter {
             ring: PageRange::from(range),
             downstream_page_offset: opened.request.downstream_page_offset,
             memory,
+            life,
         };
         self.ask(Asked::Open(index), &open, fds);
         Ok(())
     }
 
-    fn channel_event(&mut self, index: u16, event: DeviceEvent) {
+    fn channel_event(&mut self, index: u16, event: DeviceEvent, cx: &Cx) {
         match event {
             DeviceEvent::Open(opened) => {
-                let asked = self.ask_open(index, &opened);
+                let asked = self.ask_open(index, &opened, cx.life());
                 if let Err(reason) = &asked {
                     let adapter = self.config.adapter;
                     if self.log.spend() {
@@ -553,7 +554,7 @@ impl Adapter {
         };
         for index in 0..u16::try_from(count).unwrap_or(u16::MAX) {
             while let Some(event) = self.next_event(index) {
-                self.channel_event(index, event);
+                self.channel_event(index, event, cx);
             }
         }
     }

@@ -54,6 +54,7 @@ pub(crate) struct Cx {
     /// A window or BAR has moved.
     claims_changed: bool,
     numbers: u64,
+    first_life: u64,
 }
 
 impl Cx {
@@ -62,11 +63,24 @@ impl Cx {
         self.start.elapsed()
     }
 
+    /// Which life of the guest it is. No later worker on this host has a number that is not greater.
+    pub(crate) fn life(&self) -> u64 {
+        self.first_life.saturating_add(self.host.restarts())
+    }
+
     /// A number that was never given before.
     fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
     }
+}
+
+/// Nanoseconds since the machine was started, of which a guest needs more than one to begin anew.
+fn first_life() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// The worker.
@@ -114,6 +128,7 @@ impl Worker {
             start: Instant::now(),
             claims_changed: false,
             numbers: 0,
+            first_life: first_life(),
         };
         Self {
             cx,
@@ -211,7 +226,7 @@ impl Worker {
         if gone && self.guest != GuestState::Gone {
             tracing::info!(vm = self.cx.config.name, "the guest is gone");
             self.guest = GuestState::Gone;
-            self.cx.reports.guest(GuestState::Gone);
+            self.cx.reports.guest(GuestState::Gone, self.cx.life());
             for device in self.devices.values_mut() {
                 device.remove(&mut self.cx);
             }
@@ -221,7 +236,8 @@ impl Worker {
             self.restarts = restarts;
             if !gone {
                 tracing::debug!(vm = self.cx.config.name, "the guest has begun anew");
-                self.cx.reports.guest(GuestState::Reset);
+                let life = self.cx.first_life.saturating_add(restarts);
+                self.cx.reports.guest(GuestState::Reset, life);
             }
         }
     }
@@ -262,7 +278,8 @@ impl Worker {
         match event {
             Event::Connected(client) => {
                 let devices = devices.values().map(|device| (device.name, device.state));
-                cx.reports.connected(client.id, self.guest, devices);
+                let guest = (self.guest, cx.first_life.saturating_add(self.restarts));
+                cx.reports.connected(client.id, guest, devices);
             }
             Event::Disconnected(client) => cx.reports.disconnected(client),
             Event::Cancelled(client, id) => cx.reports.cancel(client, id),

@@ -80,6 +80,8 @@ pub struct Client {
     pub reports: Vec<WorkerReport>,
     pub devices: BTreeMap<DeviceName, DeviceState>,
     pub guest: Option<GuestState>,
+    /// Which life of the guest was reported last.
+    pub life: u64,
 }
 
 impl Client {
@@ -87,7 +89,7 @@ impl Client {
         let name = DriverName::new("stack").unwrap();
         let control = DeviceControlClient::connect(path, &name, LIMIT).unwrap();
         let (reports, devices) = (Vec::new(), BTreeMap::new());
-        Self { control, report: None, reports, devices, guest: None }
+        Self { control, report: None, reports, devices, guest: None, life: 0 }
     }
 
     pub fn raw(&self, code: u32, input: &[u8], capacity: usize) -> Result<Vec<u8>, NtStatus> {
@@ -137,7 +139,10 @@ impl Client {
         let report: WorkerReport =
             serde_json::from_slice(&request.wait_output(LIMIT).unwrap()).unwrap();
         match &report {
-            WorkerReport::Guest { state } => self.guest = Some(*state),
+            WorkerReport::Guest { state, life } => {
+                self.guest = Some(*state);
+                self.life = *life;
+            }
             WorkerReport::Device { adapter, serial, state } => {
                 let name = DeviceName { adapter: *adapter, serial: *serial };
                 self.devices.insert(name, *state);

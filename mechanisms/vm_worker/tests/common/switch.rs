@@ -26,6 +26,8 @@ pub struct State {
     /// Channels that are open: port and index, who opened them, and the number of descriptors that came.
     pub open: BTreeMap<(String, u16), (ClientId, usize)>,
     pub mapped: Vec<GpadlMapped>,
+    /// Lives of the guest in which channels were opened.
+    pub lives: Vec<u64>,
     /// Opens and closes are not answered.
     pub hangs: bool,
     upcalls: BTreeMap<String, PendingRequest>,
@@ -171,6 +173,7 @@ impl DeviceControlHandler for Handler {
                 assert!(state.ports.contains(&open.port));
                 assert_eq!(request.fds.len(), open.memory.len() + 2);
                 let fds = request.fds.len();
+                state.lives.push(open.life);
                 state.open.insert((open.port, open.channel), (client.id, fds));
                 if state.hangs {
                     state.held.push(request);

@@ -168,7 +168,7 @@ impl Runtime {
         self.step(Input::VmSet(id, config))?;
         self.names.vms.insert(id, settings.name.clone());
         let (name, socket) = (settings.name.clone(), settings.socket.clone());
-        let vm = Vm { name, socket, state: VmState::Off, told: Default::default() };
+        let vm = Vm { name, socket, state: VmState::Off, life: 0, told: Default::default() };
         self.vms.insert(id, vm);
         self.connect(Peer::Vm(id), settings.socket.clone(), Duration::ZERO);
         Ok(true)

@@ -40,6 +40,8 @@ struct Vm {
     socket: std::path::PathBuf,
     /// As its host side says.
     state: VmState,
+    /// The latest life of its guest that was heard of, from its host side or from a switch; 0 is none.
+    life: u64,
     /// What its host side was told of its adapters on this connection.
     told: BTreeMap<u32, vm_worker::control::AdapterConfig>,
 }

@@ -296,7 +296,12 @@ impl Runtime {
 
     /// What is new of a port since the stack was told of it.
     fn port_levels(&mut self, id: AdapterId, report: &PortReport) {
-        let PortReport { guest, session, request, asks, vf, active, .. } = *report;
+        let PortReport { session, life, request, asks, vf, active, .. } = *report;
+        let Some(vm) = self.adapters.get(&id).map(|adapter| adapter.vm) else { return };
+        self.guest_life(vm, life);
+        // A guest that has begun anew has left what it had, though its switch has yet to notice.
+        let is_over = self.vms.get(&vm).is_some_and(|vm| life < vm.life);
+        let guest = if is_over { GuestState::Closed } else { report.guest };
         let Some(adapter) = self.adapters.get_mut(&id) else { return };
         let before = adapter.port.replace(PortLevels { guest, session, request, vf, active });
         let was_up = before.is_some_and(|port| port.guest != GuestState::Closed);

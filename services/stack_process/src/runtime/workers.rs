@@ -59,7 +59,7 @@ impl Runtime {
         self.forget_met(id);
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.told.clear();
-            vm.state = VmState::Off;
+            (vm.state, vm.life) = (VmState::Off, 0);
         }
         for adapter in self.adapters.values_mut().filter(|adapter| adapter.vm == id) {
             adapter.offered = None;
@@ -220,23 +220,31 @@ impl Runtime {
         };
         self.ask_worker(id);
         match report {
-            WorkerReport::Guest { state } => self.guest_report(id, state),
+            WorkerReport::Guest { state, life } => self.guest_report(id, state, life),
             WorkerReport::Device { adapter, serial, state } => {
                 self.device_report(id, adapter, serial, state);
             }
         }
     }
 
-    fn guest_report(&mut self, id: VmId, state: GuestState) {
+    /// A guest is in this life. Its host side says so, and switches say in which life they serve it, sooner or later:
+    /// whoever is first resets what the stack knows of the guest, and nobody does so again.
+    pub(super) fn guest_life(&mut self, id: VmId, life: u64) {
+        let Some(vm) = self.vms.get_mut(&id).filter(|vm| vm.life < life) else { return };
+        let before = std::mem::replace(&mut vm.life, life);
+        if before != 0 {
+            self.inputs.push_back(Input::GuestReset(id));
+        }
+    }
+
+    fn guest_report(&mut self, id: VmId, state: GuestState, life: u64) {
+        self.guest_life(id, life);
         let Some(vm) = self.vms.get_mut(&id) else { return };
         let was = vm.state;
         vm.state = match state {
             GuestState::Running | GuestState::Reset => VmState::Running,
             GuestState::Gone => VmState::Off,
         };
-        if state == GuestState::Reset && was == VmState::Running {
-            self.inputs.push_back(Input::GuestReset(id));
-        }
         let now = vm.state;
         if now != was {
             self.inputs.push_back(Input::VmState(id, now));

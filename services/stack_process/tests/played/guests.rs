@@ -27,6 +27,13 @@ pub struct Manners {
     pub willing: bool,
 }
 
+/// Who tells first that a guest has begun anew.
+#[derive(Clone, Copy, Debug)]
+pub enum Teller {
+    Switch,
+    HostSide,
+}
+
 pub struct Port {
     pub config: switch::PortConfig,
     pub report: switch::PortReport,
@@ -40,6 +47,7 @@ pub struct Port {
 pub struct Vm {
     pub adapters: BTreeMap<u32, worker::AdapterConfig>,
     pub devices: BTreeMap<(u32, u32), worker::OfferVf>,
+    life: u64,
     reports: Levels,
 }
 
@@ -50,6 +58,7 @@ pub struct State {
     /// What the switch and the VMs were told, in order.
     pub told: Vec<String>,
     sessions: u64,
+    lives: u64,
     reports: Levels,
 }
 
@@ -67,6 +76,7 @@ impl Guests {
             vms: BTreeMap::new(),
             told: Vec::new(),
             sessions: 0,
+            lives: 0,
             reports: Levels::default(),
         };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
@@ -103,9 +113,6 @@ impl Guests {
 
     /// A VM starts: its NetVSCs come up when their ports are there.
     pub fn start_vm(self: &Arc<Self>, name: &str, socket: &Path) -> DeviceControlServer {
-        let mut vm = Vm::default();
-        let running = worker::WorkerReport::Guest { state: worker::GuestState::Running };
-        vm.reports.set("guest".into(), &running);
         state.tell_uplink();
         let mut state = self.lock();
         state.vms.insert(name.into(), vm);
@@ -115,11 +122,44 @@ impl Guests {
     /// The switch's uplink is, or becomes, this one.
     pub fn set_uplink(&self, adapter: switch::AdapterUplink) {
         let mut state = self.lock();
+        state.lives += 1;
+        let mut vm = Vm { life: state.lives, ..Vm::default() };
+        vm.tell_guest(worker::GuestState::Running);
         state.uplink.adapter = Some(adapter);
         state.tell_uplink();
     }
 
         DeviceControlServer::start(config, Arc::new(end)).unwrap()
+    }
+
+    /// A guest begins anew, of which the switch and the host side tell on connections of their own: this one first, and
+    /// the other one when the stack has taken that in.
+    pub fn reset(&self, name: &str, first: Teller) {
+        let mut state = self.lock();
+        state.lives += 1;
+        let life = state.lives;
+        state.vms.get_mut(name).unwrap().life = life;
+        drop(state);
+        match first {
+            Teller::Switch => self.restart_drivers(name),
+            Teller::HostSide => self.say_reset(name),
+        }
+    }
+
+    /// The drivers of a guest that has begun anew come up.
+    pub fn restart_drivers(&self, name: &str) {
+        let mut state = self.lock();
+        let ports: Vec<String> = state.ports.keys().cloned().collect();
+        for port in ports.iter().filter(|port| port.starts_with(&format!("{name}/"))) {
+            state.close(port);
+            state.open(port);
+        }
+    }
+
+    /// The host side of a VM says that its guest has begun anew; returns when the stack has heard it.
+    pub fn say_reset(&self, name: &str) {
+        self.lock().vms.get_mut(name).unwrap().tell_guest(worker::GuestState::Reset);
+        self.until("the reset is told", |state| state.vms[name].reports.all_told());
     }
 
     /// A VM ends, and its channels with it.
@@ -134,15 +174,25 @@ impl Guests {
     }
 }
 
+impl Vm {
+    fn tell_guest(&mut self, state: worker::GuestState) {
+        let report = worker::WorkerReport::Guest { state, life: self.life };
+        self.reports.set("guest".into(), &report);
+    }
+}
+
 impl State {
     /// The NetVSC behind a port comes up, if there is one that is not.
     fn open(&mut self, port: &str) {
-        let has_guest =
-            self.vms.values().any(|vm| vm.adapters.values().any(|adapter| adapter.port == port));
+        let on_port = |vm: &&Vm| vm.adapters.values().any(|adapter| adapter.port == port);
+        let life = self.vms.values().find(on_port).map(|vm| vm.life);
         self.sessions += 1;
         let session = self.sessions;
         let Some(found) = self.ports.get_mut(port) else { return };
-        if has_guest && found.report.guest == switch::GuestState::Closed {
+        if let Some(life) = life
+            && found.report.guest == switch::GuestState::Closed
+        {
+            found.report.life = life;
             found.report.guest = switch::GuestState::Ready { sriov: found.config.sriov };
             found.report.session = session;
             found.on_vf = false;
@@ -261,6 +311,7 @@ impl DeviceControlHandler for SwitchEnd {
                     port: port.clone(),
                     guest: switch::GuestState::Closed,
                     session: 0,
+                    life: 0,
                     asks: None,
                     request: 0,
                     vf: None,

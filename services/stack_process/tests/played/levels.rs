@@ -29,18 +29,31 @@ impl Levels {
         self.serve();
     }
 
+    /// Whether somebody listens who was told everything.
+    pub fn all_told(&self) -> bool {
+        let told =
+            |client: &Client| client.pending.is_some() && news(&self.levels, client).is_none();
+        !self.clients.is_empty() && self.clients.values().all(told)
+    }
+
     pub fn gone(&mut self, client: u64) {
         self.clients.remove(&client);
     }
 
     fn serve(&mut self) {
         for client in self.clients.values_mut().filter(|client| client.pending.is_some()) {
-            let new =
-                self.levels.iter().find(|(object, level)| client.told.get(*object) != Some(*level));
-            let Some((object, level)) = new else { continue };
+            let Some((object, level)) = news(&self.levels, client) else { continue };
             client.told.insert(object.clone(), level.clone());
             let pending = client.pending.take().unwrap();
             let _ = pending.complete(Completion::output(level.clone(), 4096));
         }
     }
+}
+
+/// What a client was not told.
+fn news<'a>(
+    levels: &'a BTreeMap<String, Vec<u8>>,
+    client: &Client,
+) -> Option<(&'a String, &'a Vec<u8>)> {
+    levels.iter().find(|(object, level)| client.told.get(*object) != Some(*level))
 }

@@ -10,7 +10,7 @@ mod world;
 use adapter::control::{
     PrivateControl as NicControl, REBALANCE_CAPACITY, RebalanceOutcome, VlanMode,
 };
-use guests::{Manners, PATIENCE};
+use guests::{Manners, PATIENCE, Teller};
 use stack_process::control::{
     AdapterChange, AdapterName, Connection, OUTCOME_CAPACITY, Outcome, PrivateControl,
 };
@@ -283,6 +283,34 @@ fn a_vm_that_is_killed_leaves_no_vf_behind() {
     world.until_active();
     world.stop_web();
     let status = world.until("the VFs are given back", |status| {
+#[test]
+fn a_guest_that_begins_anew_is_served_whoever_tells_of_it_first() {
+    let world = World::new("");
+    let before = world.until_active();
+    let again = |what: &str, count: usize| {
+        world.guests.until(what, |state| {
+            let granted = |line: &&String| *line == "web/net0 CompleteSwitch VF";
+            state.told.iter().filter(granted).count() == count
+                && state.ports.values().all(|port| port.on_vf)
+        });
+        let after = world.until_active();
+        for (before, after) in adapters(&before).zip(adapters(&after)) {
+            assert_eq!(before.virtual_function, after.virtual_function);
+        }
+    };
+    // The switch serves the guest's new life before its host side has said a word of it.
+    world.guests.reset("web", Teller::Switch);
+    again("paths move to the VFs", 2);
+    let told = world.guests.lock().told.clone();
+    world.guests.say_reset("web");
+    again("paths stay", 2);
+    assert_eq!(world.guests.lock().told, told, "a reset that is over moves nothing");
+    // The other way round.
+    world.guests.reset("web", Teller::HostSide);
+    world.guests.restart_drivers("web");
+    again("paths move to the VFs", 3);
+}
+
         adapters(status).all(|adapter| {
             adapter.virtual_function.is_none() && World::has_reason(adapter, "VmNotRunning")
         })
