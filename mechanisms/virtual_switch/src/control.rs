@@ -538,6 +538,9 @@ pub struct UplinkStatus {
     pub connected: bool,
     /// Whether the link is up.
     pub link_up: bool,
+    /// As it is reported.
+    #[serde(default)]
+    pub report: UplinkReport,
     /// What last went wrong with it.
     pub last_error: Option<String>,
     /// What passed since the switch started. "Sent" is to the switch.
@@ -545,9 +548,6 @@ pub struct UplinkStatus {
 }
 
 /// The host's own interface.
-    /// As it is reported.
-    #[serde(default)]
-    pub report: UplinkReport,
 #[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
 pub struct HostStatus {
     /// Its name.
@@ -613,13 +613,6 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_written_as_they_are_named() {
-        let text = r#"{"port":"web","command":{"complete_switch":{"active":"vf"}}}"#;
-        let command: PortCommand = serde_json::from_str(text).unwrap();
-        assert_eq!(command.command, VfCommand::CompleteSwitch { active: DataPath::Vf });
-        assert_eq!(serde_json::to_string(&command).unwrap(), text);
-        assert!(serde_json::from_str::<PortConfig>(r#"{"port":"a","mac":"","vlna":1}"#).is_err());
-    #[test]
     fn the_longest_report_of_an_uplink_has_room() {
         let adapter = Some(AdapterUplink::down(&"\u{1}\u{fffd}".repeat(MAX_UPLINK_ERROR)));
         let report = SwitchReport::Uplink(UplinkReport { adapter });
@@ -648,6 +641,13 @@ mod tests {
         assert_ne!(SocketIdentity::at(&path).unwrap(), identity);
     }
 
+    #[test]
+    fn commands_are_written_as_they_are_named() {
+        let text = r#"{"port":"web","command":{"complete_switch":{"active":"vf"}}}"#;
+        let command: PortCommand = serde_json::from_str(text).unwrap();
+        assert_eq!(command.command, VfCommand::CompleteSwitch { active: DataPath::Vf });
+        assert_eq!(serde_json::to_string(&command).unwrap(), text);
+        assert!(serde_json::from_str::<PortConfig>(r#"{"port":"a","mac":"","vlna":1}"#).is_err());
         let config = PortConfig {
             kind: PortKind::Legacy { socket: "/tmp/a.sock".into() },
             vlan: VlanMode::Trunk { native: 0, allowed: vec![5] },

@@ -7,6 +7,7 @@ use virtualization_stack::{
 };
 
 pub use crate::event::{AnyEvent, EventRecord, Peer, ProcessEvent};
+pub use crate::nic_request::{NicRequest, OidKind};
 
 /// A private control's code, its input and its output.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]

@@ -9,6 +9,7 @@ use virtualization_stack::{AdapterId, Event, Level, NicId, VmId, VmSwitchId};
 
 use crate::control::{EVENTS_CAPACITY, EVENTS_KEPT};
 use crate::names::Names;
+use crate::nic_request::NicRequest;
 
 /// Another process that the stack is connected to.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -66,6 +67,8 @@ pub enum ProcessEvent {
         /// Published name of the status.
         status: String,
     },
+    /// A NIC has completed a request.
+    NicRequest(NicRequest),
     /// A VF that an earlier life of the stack has offered to a guest is taken away.
     StaleVfRemoved {
         /// Whose VF.
@@ -103,6 +106,7 @@ impl fmt::Display for ProcessEvent {
                 }
                 write!(f, "{peer} refused {request} with {status}")
             }
+            Self::NicRequest(request) => request.fmt(f),
             Self::StaleVfRemoved { adapter, peer, serial, surprise } => {
                 if let Some(adapter) = adapter {
                     write!(f, "{adapter}: ")?;
@@ -128,6 +132,8 @@ impl ProcessEvent {
             | Self::AdapterChanged { .. }
             | Self::ConfigurationReloaded { .. }
             | Self::StaleVfRemoved { surprise: false, .. } => Level::Notice,
+            // What a refusal means is said by whoever asked.
+            Self::NicRequest(_) => Level::Step,
             Self::Disconnected { .. }
             | Self::CannotConnect { .. }
             | Self::CommandRefused { .. }
@@ -138,6 +144,7 @@ impl ProcessEvent {
     const fn adapter(&self) -> Option<AdapterId> {
         match self {
             Self::AdapterChanged { adapter } => Some(*adapter),
+            Self::NicRequest(request) => request.adapter,
             Self::CommandRefused { adapter, .. } | Self::StaleVfRemoved { adapter, .. } => *adapter,
             _ => None,
         }

@@ -24,6 +24,7 @@ mod event;
 mod message;
 mod names;
 pub mod nic_call;
+mod nic_request;
 mod process;
 mod runtime;
 pub mod words;

@@ -57,7 +57,7 @@ enum SentState {
 #[derive(Debug)]
 pub(super) enum What {
     /// A request of the stack to a NIC.
-    Nic { request: RequestId, call: NicCall },
+    Nic { request: RequestId, call: NicCall, sent: Instant },
     /// Which ports a switch has.
     SwitchStatus,
     /// Which adapters and devices a VM has.
@@ -242,7 +242,9 @@ impl Runtime {
             }
         };
         match what {
-            What::Nic { request, call } => self.nic_completed(peer, request, &call, &completion),
+            What::Nic { request, call, sent } => {
+                self.nic_completed(peer, request, &call, sent.elapsed(), &completion);
+            }
             What::SwitchStatus => self.switch_status(peer, &completion),
             What::WorkerStatus => self.worker_status(peer, &completion),
             What::SwitchReport => self.switch_report(peer, &completion),

@@ -54,10 +54,10 @@ struct Switch {
     told: Option<BTreeMap<String, virtual_switch::control::PortConfig>>,
     /// When ports that it refused are tried again.
     retry: Option<Instant>,
-}
-
     /// How its uplink is, as it says on this connection.
     uplink: UplinkReport,
+}
+
 /// A VM network adapter.
 #[derive(Debug)]
 struct Adapter {

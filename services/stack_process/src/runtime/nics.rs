@@ -1,18 +1,21 @@
 //! NICs.
 
+use std::time::{Duration, Instant};
+
 use device_control::Completion;
 use virtualization_stack::{Input, NicCall, NicId, RequestId};
 
 use super::Runtime;
 use super::links::{NotSent, What};
-use crate::event::Peer;
+use crate::event::{Peer, ProcessEvent};
 use crate::nic_call;
+use crate::nic_request::NicRequest;
 
 impl Runtime {
     pub(super) fn nic_call(&mut self, nic: NicId, request: RequestId, call: NicCall) {
         let (target, input) = nic_call::request(&call);
         let room = call.output_capacity();
-        let what = What::Nic { request, call: call.clone() };
+        let what = What::Nic { request, call: call.clone(), sent: Instant::now() };
         match self.send(Peer::Nic(nic), target, &input, room, what) {
             // The stack is told, or was, that the NIC is gone.
             Ok(()) | Err(NotSent::NoConnection) => {}
@@ -42,10 +45,14 @@ impl Runtime {
         peer: Peer,
         request: RequestId,
         call: &NicCall,
+        took: Duration,
         completion: &Completion,
     ) {
         let Peer::Nic(nic) = peer else { return };
         let result = nic_call::result(call, completion);
+        let whose = (nic, self.stack.adapter_of(request));
+        let done = NicRequest::new(whose, call, &result, took);
+        self.publish(ProcessEvent::NicRequest(done));
         if let (NicCall::Attach, Err(error)) = (call, &result)
             && let Some(link) = self.links.get_mut(&peer)
         {

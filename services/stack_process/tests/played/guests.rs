@@ -59,6 +59,7 @@ pub struct State {
     pub told: Vec<String>,
     sessions: u64,
     lives: u64,
+    uplink: switch::UplinkReport,
     reports: Levels,
 }
 
@@ -67,7 +68,6 @@ pub struct Guests {
     changed: Condvar,
 }
 
-    uplink: switch::UplinkReport,
 impl Guests {
     pub fn new() -> Arc<Self> {
         let state = State {
@@ -77,6 +77,7 @@ impl Guests {
             told: Vec::new(),
             sessions: 0,
             lives: 0,
+            uplink: switch::UplinkReport::default(),
             reports: Levels::default(),
         };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
@@ -86,7 +87,6 @@ impl Guests {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-            uplink: switch::UplinkReport::default(),
     pub fn manners(&self, manners: Manners) {
         self.lock().manners = manners;
     }
@@ -106,29 +106,29 @@ impl Guests {
         let mut state = self.lock();
         state.ports.clear();
         state.reports = Levels::default();
+        state.tell_uplink();
         drop(state);
         let config = ServerConfig::new(socket, DriverName::new("switch").unwrap());
         DeviceControlServer::start(config, Arc::new(SwitchEnd(Arc::clone(self)))).unwrap()
     }
 
-    /// A VM starts: its NetVSCs come up when their ports are there.
-    pub fn start_vm(self: &Arc<Self>, name: &str, socket: &Path) -> DeviceControlServer {
-        state.tell_uplink();
-        let mut state = self.lock();
-        state.vms.insert(name.into(), vm);
-        drop(state);
-        let config = ServerConfig::new(socket, DriverName::new(name).unwrap());
-        let end = WorkerEnd { guests: Arc::clone(self), vm: name.into() };
     /// The switch's uplink is, or becomes, this one.
     pub fn set_uplink(&self, adapter: switch::AdapterUplink) {
         let mut state = self.lock();
-        state.lives += 1;
-        let mut vm = Vm { life: state.lives, ..Vm::default() };
-        vm.tell_guest(worker::GuestState::Running);
         state.uplink.adapter = Some(adapter);
         state.tell_uplink();
     }
 
+    /// A VM starts: its NetVSCs come up when their ports are there.
+    pub fn start_vm(self: &Arc<Self>, name: &str, socket: &Path) -> DeviceControlServer {
+        let mut state = self.lock();
+        state.lives += 1;
+        let mut vm = Vm { life: state.lives, ..Vm::default() };
+        vm.tell_guest(worker::GuestState::Running);
+        state.vms.insert(name.into(), vm);
+        drop(state);
+        let config = ServerConfig::new(socket, DriverName::new(name).unwrap());
+        let end = WorkerEnd { guests: Arc::clone(self), vm: name.into() };
         DeviceControlServer::start(config, Arc::new(end)).unwrap()
     }
 
@@ -216,6 +216,11 @@ impl State {
         }
     }
 
+    fn tell_uplink(&mut self) {
+        let report = switch::SwitchReport::Uplink(self.uplink.clone());
+        self.reports.set("the uplink".into(), &report);
+    }
+
     fn ask(&mut self, port: &str, path: switch::DataPath) {
         let Some(found) = self.ports.get_mut(port) else { return };
         found.report.asks = Some(path);
@@ -264,11 +269,6 @@ impl State {
         self.tell(port);
         self.use_vf(port);
         Ok(())
-    }
-
-    fn tell_uplink(&mut self) {
-        let report = switch::SwitchReport::Uplink(self.uplink.clone());
-        self.reports.set("the uplink".into(), &report);
     }
 
     fn report(&mut self, vm: &str, adapter: u32, serial: u32, state: worker::DeviceState) {
@@ -370,6 +370,7 @@ fn status(state: &State) -> switch::SwitchStatus {
         spec: "none".into(),
         connected: true,
         link_up: true,
+        report: state.uplink.clone(),
         last_error: None,
         statistics: Default::default(),
     };
@@ -421,7 +422,6 @@ impl DeviceControlHandler for WorkerEnd {
         self.control(&mut state, client, code, request);
         drop(state);
         self.guests.changed.notify_all();
-        report: state.uplink.clone(),
     }
 }
 

@@ -104,13 +104,19 @@ fn adapters_get_vfs_and_lose_them_with_their_weight() {
             .unwrap_or_else(|| panic!("{text}: {events:#?}"))
     };
     let story = [
+        "IOCTL_SRIOV_ATTACH to NIC nic0 ended with STATUS_SUCCESS (0x00000000) after ",
+        "OID_NIC_SWITCH_ENUM_VFS to NIC nic0 ended with NDIS_STATUS_SUCCESS after ",
         "NIC nic0 is ready, with 4 VFs",
+        "web/net0: OID_NIC_SWITCH_ALLOCATE_VF to NIC nic0 for VF 0 ended with NDIS_STATUS_SUCCESS after ",
         "web/net0: VF 0 of NIC nic0 is allocated",
+        "web/net0: OID_NIC_SWITCH_CREATE_VPORT to NIC nic0 for VF 0 on VPort 1 ended with NDIS_STATUS_SUCCESS after ",
         "web/net0: VF 0 is offered to the guest",
         "web/net0: the guest moved the data path to the VF",
         "web/net0: its settings were changed",
         "web/net0: VF 0 is taken back: no VF is asked for: IovWeight is 0",
         "web/net0: the guest has given up the VF",
+        "web/net0: OID_NIC_SWITCH_DELETE_VPORT to NIC nic0 on VPort 1 ended with NDIS_STATUS_SUCCESS after ",
+        "web/net0: OID_NIC_SWITCH_FREE_VF to NIC nic0 for VF 0 ended with NDIS_STATUS_SUCCESS after ",
     ];
     assert!(story.map(step).is_sorted(), "{events:#?}");
 }
@@ -209,12 +215,6 @@ fn an_adapter_that_is_killed_and_comes_back_gives_vfs_again() {
 }
 
 #[test]
-fn vfs_outlive_their_switch_and_its_ports_are_set_again() {
-    let mut world = World::new("");
-    let before = world.until_active();
-    drop(world.switch.take());
-    world.until("the switch is missed", |status| !status.switches[0].connection.connected);
-#[test]
 fn an_adapter_that_comes_back_gives_vfs_only_when_the_switch_has_its_uplink_again() {
     let mut world = World::new("");
     let socket = world.path("nic0/pf.sock");
@@ -260,6 +260,12 @@ fn an_adapter_that_comes_back_gives_vfs_only_when_the_switch_has_its_uplink_agai
     }
 }
 
+#[test]
+fn vfs_outlive_their_switch_and_its_ports_are_set_again() {
+    let mut world = World::new("");
+    let before = world.until_active();
+    drop(world.switch.take());
+    world.until("the switch is missed", |status| !status.switches[0].connection.connected);
     let status = world.status();
     for (before, adapter) in adapters(&before).zip(adapters(&status)) {
         assert_eq!(adapter.virtual_function, before.virtual_function);
@@ -277,12 +283,6 @@ fn an_adapter_that_comes_back_gives_vfs_only_when_the_switch_has_its_uplink_agai
     }
 }
 
-#[test]
-fn a_vm_that_is_killed_leaves_no_vf_behind() {
-    let mut world = World::new("");
-    world.until_active();
-    world.stop_web();
-    let status = world.until("the VFs are given back", |status| {
 #[test]
 fn a_guest_that_begins_anew_is_served_whoever_tells_of_it_first() {
     let world = World::new("");
@@ -311,6 +311,12 @@ fn a_guest_that_begins_anew_is_served_whoever_tells_of_it_first() {
     again("paths move to the VFs", 3);
 }
 
+#[test]
+fn a_vm_that_is_killed_leaves_no_vf_behind() {
+    let mut world = World::new("");
+    world.until_active();
+    world.stop_web();
+    let status = world.until("the VFs are given back", |status| {
         adapters(status).all(|adapter| {
             adapter.virtual_function.is_none() && World::has_reason(adapter, "VmNotRunning")
         })

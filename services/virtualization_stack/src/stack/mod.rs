@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 
 use crate::network_adapter::{HoldOffKind, NetworkAdapter};
 use crate::nic::Nic;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Owner};
 use crate::{
-    AdapterId, Effect, HostReason, Input, NicId, NicSurvey, Reason, StackConfig, StackError, State,
-    SwitchConfig, Time, Uplink, VmConfig, VmId, VmState, VmSwitchId,
+    AdapterId, Effect, HostReason, Input, NicId, NicSurvey, Reason, RequestId, StackConfig,
+    StackError, State, SwitchConfig, Time, Uplink, VmConfig, VmId, VmState, VmSwitchId,
 };
 
 /// A switch.
@@ -205,6 +205,14 @@ impl Stack {
     /// Why SR-IOV is not active on an adapter, or not as asked for: empty if it is. As it is now.
     pub fn reasons(&self, adapter: AdapterId) -> Vec<Reason> {
         self.adapters.get(&adapter).map_or_else(Vec::new, |adapter| self.all_reasons(adapter))
+    }
+
+    /// For which adapter a request was issued that is not completed; `None` if it is about the NIC alone.
+    pub fn adapter_of(&self, request: RequestId) -> Option<AdapterId> {
+        match self.out.outstanding.get(&request)?.owner {
+            Owner::Adapter(adapter) | Owner::RangePoll(adapter, _) => Some(adapter),
+            Owner::Attach | Owner::Survey | Owner::Notification | Owner::EventComplete => None,
+        }
     }
 
     /// Whether every request but the long polls is completed, and no adapter is on the way anywhere.
