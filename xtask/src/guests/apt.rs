@@ -34,28 +34,42 @@ pub(crate) struct Pin {
 /// A private apt root.
 pub(crate) struct Apt {
     root: PathBuf,
+    /// For people.
+    suites: String,
 }
 
 impl Apt {
     /// A root in `folder`, made if need be.
     pub(crate) fn new(folder: &Path) -> Result<Self> {
+        Self::in_folder(folder.join("apt"), &SUITES)
+    }
+
+    /// A root for a pin: the common one, or, for a suite that is not in it, one with that suite alone, so that what one
+    /// release no longer has does not hinder the other.
+    pub(crate) fn of(folder: &Path, pin: &Pin) -> Result<Self> {
+        if SUITES.contains(&pin.suite) {
+            return Self::new(folder);
+        }
+        Self::in_folder(folder.join(format!("apt-{}", pin.suite)), &[pin.suite])
+    }
+
+    fn in_folder(root: PathBuf, suites: &[&str]) -> Result<Self> {
         ensure!(
             Path::new(KEYRING).exists(),
             "{KEYRING} is missing: install the package debian-archive-keyring, or set CLEARWAY_QEMU and \
              CLEARWAY_KERNEL to programs of your own"
         );
-        let root = folder.join("apt");
         for part in ["lists/partial", "cache/archives/partial", "etc"] {
             fs::create_dir_all(root.join(part)).context("making a private apt root")?;
         }
         fs::write(root.join("status"), "")?;
         let mirror = mirror();
-        let sources: String = SUITES
+        let sources: String = suites
             .iter()
             .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
             .collect();
         fs::write(root.join("etc/sources.list"), sources)?;
-        Ok(Self { root })
+        Ok(Self { root, suites: suites.join(" and ") })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -106,7 +120,7 @@ impl Apt {
         if age.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < LISTS_AGE) {
             return Ok(());
         }
-        eprintln!("guests: reading the package lists of {}", SUITES.join(" and "));
+        eprintln!("guests: reading the package lists of {}", self.suites);
         self.run(self.command("apt-get").args(["-q", "update"]), "apt-get update")?;
         fs::write(stamp, "")?;
         Ok(())
@@ -173,8 +187,7 @@ impl Apt {
         );
         let Some(follow) = pin.follow else { return Ok(format!("{}/{}", pin.package, pin.suite)) };
         let text = show(follow)?;
-        let stem = pin.package.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default();
-        // The first record is the newest, whichever suite it is in.
+        let stem = series_of(pin.package);
         text.lines()
             .filter_map(|line| line.strip_prefix("Depends: "))
             .flat_map(|depends| depends.split(", "))
@@ -183,6 +196,11 @@ impl Apt {
             .map(str::to_owned)
             .with_context(|| format!("{follow} depends on no {stem}*"))
     }
+}
+
+/// The part of a kernel package's name that its successors of the same series share: `linux-image-6.12.`.
+fn series_of(package: &str) -> &str {
+    package.match_indices('.').nth(1).map_or(package, |(at, _)| package.split_at(at + 1).0)
 }
 
 /// The machine's own mirror of Debian, or the common one.
@@ -212,6 +230,13 @@ fn mirror_in(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_is_followed_within_its_series() {
+        assert_eq!(series_of("linux-image-6.12.107+deb13-amd64"), "linux-image-6.12.");
+        assert_eq!(series_of("linux-image-6.1.0-50-amd64"), "linux-image-6.1.");
+        assert_eq!(series_of("linux-image-amd64"), "linux-image-amd64");
+    }
 
     #[test]
     fn the_mirror_is_found_in_both_kinds_of_sources_files() {

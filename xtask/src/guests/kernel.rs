@@ -1,26 +1,78 @@
-//! A stock Debian kernel with the modules a test needs, and busybox, as an initramfs.
+//! Stock Debian kernels with the modules a test needs, and what is needed to boot and to unpack them.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 
 use super::{
     Cache,
     apt::{Apt, Pin},
-    cpio::Cpio,
+    initramfs::Initramfs,
+    vmlinux::{self, Compression},
 };
 
-/// The generic flavour: the cloud flavour has no iavf.
-const KERNEL: Pin = Pin {
-    package: "linux-image-6.12.107+deb13-amd64",
-    version: "6.12.107-1",
-    suite: "trixie",
-    follow: Some("linux-image-amd64"),
-};
+/// A series of Debian's generic kernels; the cloud flavour has no iavf.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default, ValueEnum)]
+pub(crate) enum Series {
+    /// Debian 12.
+    #[value(name = "6.1")]
+    V6_1,
+    /// Debian 13.
+    #[default]
+    #[value(name = "6.12")]
+    V6_12,
+    /// Backported to Debian 13.
+    #[value(name = "7.2")]
+    V7_2,
+}
+
+impl Series {
+    /// The folder in the cache.
+    fn component(self) -> &'static str {
+        match self {
+            Self::V6_1 => "kernel-6.1",
+            Self::V6_12 => "kernel",
+            Self::V7_2 => "kernel-7.2",
+        }
+    }
+
+    /// The packages that have image and modules.
+    fn pins(self) -> &'static [Pin] {
+        match self {
+            Self::V6_1 => &[Pin {
+                package: "linux-image-6.1.0-50-amd64",
+                version: "6.1.176-1",
+                suite: "bookworm",
+                follow: Some("linux-image-amd64"),
+            }],
+            Self::V6_12 => &[Pin {
+                package: "linux-image-6.12.107+deb13-amd64",
+                version: "6.12.107-1",
+                suite: "trixie",
+                follow: Some("linux-image-amd64"),
+            }],
+            Self::V7_2 => &[
+                Pin {
+                    package: "linux-binary-7.2.12+deb13-amd64",
+                    version: "7.2.12-1~bpo13+1",
+                    suite: "trixie-backports",
+                    follow: None,
+                },
+                Pin {
+                    package: "linux-modules-7.2.12+deb13-amd64",
+                    version: "7.2.12-1~bpo13+1",
+                    suite: "trixie-backports",
+                    follow: None,
+                },
+            ],
+        }
+    }
+}
 
 const BUSYBOX: Pin =
     Pin { package: "busybox-static", version: "1:1.37.0-6+b9", suite: "trixie", follow: None };
@@ -28,6 +80,9 @@ const BUSYBOX: Pin =
 /// With the C library that it is linked with.
 const ETHTOOL: Pin =
     Pin { package: "ethtool", version: "1:6.14.2-1", suite: "trixie", follow: None };
+
+/// Unpacks kernels; with the libraries that it is linked with.
+const ZSTD: Pin = Pin { package: "zstd", version: "1.5.7+dfsg-1", suite: "trixie", follow: None };
 
 /// Where ethtool's package and those it depends on have its program and libraries, and where a guest looks for them.
 const ETHTOOL_FILES: [(&str, &str); 5] = [
@@ -47,11 +102,18 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The one in the cache.
-    pub(crate) fn fetch(cache: &Cache) -> Result<Self> {
-        let root = cache.component("kernel", KERNEL.version, |into| {
-            Apt::new(&cache.folder)?.unpack(&KERNEL, false, into)
-        })?;
+    /// The one of a series in the cache.
+    pub(crate) fn fetch(cache: &Cache, series: Series) -> Result<Self> {
+        let pins = series.pins();
+        let versions: Vec<&str> = pins.iter().map(|pin| pin.version).collect();
+        let root =
+            cache.component(series.component(), versions.first().unwrap_or(&""), |into| {
+                let mut names = Vec::new();
+                for pin in pins {
+                    names.extend(Apt::of(&cache.folder, pin)?.unpack(pin, false, into)?);
+                }
+                Ok(names)
+            })?;
         let busybox = cache.component("busybox", BUSYBOX.version, |into| {
             Apt::new(&cache.folder)?.unpack(&BUSYBOX, false, into)
         })?;
@@ -82,45 +144,58 @@ impl Kernel {
         self.root.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
+    /// The busybox for its guests.
+    pub(crate) fn busybox(&self) -> &Path {
+        &self.busybox
+    }
+
+    /// The kernel as an ELF file, unpacked from its image when first asked for.
+    pub(crate) fn vmlinux(&self, cache: &Cache) -> Result<PathBuf> {
+        let path = self.root.join("boot").join(format!("vmlinux-{}", self.release));
+        if path.exists() {
+            return Ok(path);
+        }
+        let image = fs::read(self.image())?;
+        let (compression, payload) = vmlinux::payload(&image)
+            .with_context(|| format!("unpacking {}", self.image().display()))?;
+        let compressed = path.with_extension("compressed");
+        fs::write(&compressed, payload)?;
+        let mut command = match compression {
+            Compression::Gzip => self.busybox_command("zcat"),
+            Compression::Xz => self.busybox_command("xzcat"),
+            Compression::Zstd => zstd(cache)?,
+        };
+        let unpacked = path.with_extension("unpacked");
+        let status = command
+            .stdin(File::open(&compressed)?)
+            .stdout(File::create(&unpacked)?)
+            .status()
+            .context("starting a decompressor")?;
+        ensure!(status.success(), "{} cannot be decompressed", self.image().display());
+        fs::remove_file(compressed)?;
+        fs::rename(&unpacked, &path)?;
+        Ok(path)
+    }
+
+    fn busybox_command(&self, applet: &str) -> Command {
+        let mut command = Command::new(&self.busybox);
+        command.arg(applet);
+        command
+    }
+
     /// An initramfs with busybox, ethtool, the given modules and all they depend on under `/modules`, and `/init`. Before
     /// `script`, `/init` has mounted the usual and loaded the modules, in order.
     pub(crate) fn initramfs(&self, modules: &[&str], script: &str) -> Result<Vec<u8>> {
-        let mut cpio = Cpio::default();
-        for directory in ["bin", "dev", "lib", "lib64", "modules", "proc", "sys", "tmp"] {
-            cpio.directory(directory)?;
-        }
-        cpio.file("bin/busybox", 0o755, &fs::read(&self.busybox)?)?;
-        cpio.symlink("bin/sh", "busybox")?;
+        let mut initramfs = Initramfs::new(self, "")?;
         for (from, to) in ETHTOOL_FILES {
-            let path = self.ethtool.join(from);
-            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            cpio.file(to, 0o755, &bytes)?;
+            initramfs.copy(to, &self.ethtool.join(from))?;
         }
-        let mut load = String::new();
-        for (name, bytes) in self.modules(modules)? {
-            cpio.file(&format!("modules/{name}.ko"), 0o644, &bytes)?;
-            load.push_str(&format!(
-                "insmod /modules/{name}.ko || echo 'MARK failed insmod {name}'\n"
-            ));
-        }
-        let init = format!(
-            "#!/bin/busybox sh\n\
-             export PATH=/bin\n\
-             /bin/busybox --install -s /bin\n\
-             mount -t proc proc /proc\n\
-             mount -t sysfs sysfs /sys\n\
-             mount -t devtmpfs devtmpfs /dev\n\
-             echo MARK booted\n\
-             {load}{script}\n\
-             echo MARK end\n\
-             poweroff -f\n"
-        );
-        cpio.file("init", 0o755, init.as_bytes())?;
-        cpio.finish()
+        initramfs.modules(modules)?;
+        initramfs.finish(script)
     }
 
     /// The modules and those they depend on, each after what it depends on.
-    fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    pub(crate) fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         let folder = ["usr/lib/modules", "lib/modules"]
             .iter()
             .map(|path| self.root.join(path).join(&self.release))
@@ -167,10 +242,21 @@ impl Kernel {
         if path.extension().is_none_or(|extension| extension != "xz") {
             return Ok(fs::read(path)?);
         }
-        let output = Command::new(&self.busybox).arg("xzcat").arg(path).output()?;
+        let output = self.busybox_command("xzcat").arg(path).output()?;
         ensure!(output.status.success(), "{} cannot be decompressed", path.display());
         Ok(output.stdout)
     }
+}
+
+/// A command that decompresses zstd from standard input to standard output, on its own loader and libraries.
+fn zstd(cache: &Cache) -> Result<Command> {
+    let root = cache.component("zstd", ZSTD.version, |into| {
+        Apt::new(&cache.folder)?.unpack(&ZSTD, true, into)
+    })?;
+    let libraries = root.join("usr/lib/x86_64-linux-gnu");
+    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+    command.arg("--library-path").arg(&libraries).arg(root.join("usr/bin/zstd")).arg("-dc");
+    Ok(command)
 }
 
 fn find_modules(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {

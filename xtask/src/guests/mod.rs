@@ -3,23 +3,28 @@
 //! What they need is fetched once, as an ordinary user, into `target/guests` and pinned here. `qtest` needs no
 //! guest: QEMU's own vfio-user client is driven register by register, in about a second. `qemu` boots Debian
 //! generic kernels under QEMU's emulator, which takes minutes; they are judged by what they print on their serial
-//! line, never by time.
+//! line, never by time. `kvm` boots them as Hyper-V guests of ours, within an emulated machine that has KVM.
 
 mod apt;
 mod avf;
 mod churn_tests;
 mod copy_device;
 mod cpio;
+mod elf;
 mod emulated_adapter;
+mod initramfs;
 mod kernel;
+mod kvm;
 mod linux_tests;
 mod machine;
+mod programs;
 mod qemu;
 mod qtest;
 mod qtest_tests;
 mod removal_tests;
 mod stack;
 mod tulip_tests;
+mod vmlinux;
 
 use std::{
     fs::{self, File},
@@ -30,7 +35,12 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 
-use self::{kernel::Kernel, linux_tests::Hardware, qemu::Qemu};
+use self::{
+    kernel::{Kernel, Series},
+    kvm::KvmTests,
+    linux_tests::Hardware,
+    qemu::Qemu,
+};
 
 /// Runs tests in which stock QEMU is the other end.
 #[derive(Args)]
@@ -70,6 +80,8 @@ enum Which {
         #[arg(long)]
         iommu: bool,
     },
+    /// Boots stock Debian kernels under our KVM partition, within an emulated machine that has KVM: minutes.
+    Kvm(KvmTests),
     /// Serves an emulated adapter, with a host behind it that answers ARP and pings as 10.0.0.1: for trying other
     /// guests by hand. QEMU's machine is to be `pc`, with its memory shared, and with a `vfio-user-pci` on the socket.
     ServeEmulatedAdapter {
@@ -98,7 +110,7 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
             let cache = Cache::open()?;
             let qemu = Qemu::fetch(&cache)?;
             println!("QEMU {}", qemu.version()?);
-            println!("Linux {}", Kernel::fetch(&cache)?.release());
+            println!("Linux {}", Kernel::fetch(&cache, Series::default())?.release());
             Ok(())
         }
         Which::Qtest { sockets } => {
@@ -108,7 +120,7 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
         }
         Which::Qemu { only, socket, address, ping, iommu } => {
             let cache = Cache::open()?;
-            let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache)?);
+            let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache, Series::default())?);
             // Others may fetch while the guest runs.
             drop(cache);
             let hardware = Hardware { qemu: &qemu, kernel: &kernel, iommu: *iommu };
@@ -127,6 +139,7 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
             }
             Ok(())
         }
+        Which::Kvm(tests) => kvm::run(tests),
         Which::ServeEmulatedAdapter { socket } => tulip_tests::serve(socket),
     }
 }

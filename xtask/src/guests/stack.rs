@@ -11,6 +11,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::programs::Program;
+
 /// A running adapter, whose uplink records what leaves; ended when this drops.
 pub(crate) struct Stack {
     clearway: PathBuf,
@@ -31,7 +33,7 @@ pub(crate) struct AttachedVf {
 impl Stack {
     /// Starts an adapter with `vfs` VFs.
     pub(crate) fn start(vfs: u16) -> Result<Self> {
-        let clearway = program()?;
+        let clearway = Program::Clearway.build()?;
         let folder = tempfile::tempdir()?;
         let adapter = adapter(&clearway, folder.path(), vfs)?;
         let stack = Self { clearway, adapter, folder, vfs };
@@ -203,21 +205,4 @@ pub(crate) struct Frames {
     pub(crate) sent: u64,
     /// Accesses outside of its DMA map.
     pub(crate) dma_faults: u64,
-}
-
-/// The `clearway` program: what `CLEARWAY` says, or built now, beside this one.
-fn program() -> Result<PathBuf> {
-    if let Some(program) = std::env::var_os("CLEARWAY") {
-        return Ok(program.into());
-    }
-    let own = std::env::current_exe()?;
-    let folder = own.parent().context("this program lies in no folder")?;
-    let release = folder.file_name().is_some_and(|name| name == "release");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", "clearway"]).current_dir(super::repository());
-    if release {
-        build.arg("--release");
-    }
-    ensure!(build.status()?.success(), "clearway cannot be built");
-    Ok(folder.join("clearway"))
 }

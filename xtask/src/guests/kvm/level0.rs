@@ -1,0 +1,166 @@
+//! The emulated machine in which a story happens: an AMD processor with SVM and nested paging, which TCG has, so that
+//! the outer guest has a real `/dev/kvm` wherever the tests run.
+//!
+//! Emulation on a busy machine takes as long as it takes: a run is limited by the processor time it uses; the limit in
+//! wall time is for a machine that hangs without using any.
+
+use std::{
+    fmt, fs,
+    io::Read,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use crate::guests::{machine::Machine, qemu::Qemu};
+
+/// How often the machine is looked at.
+const POLL: Duration = Duration::from_millis(100);
+/// Longer than a run ever took on a machine that does ten other things; nothing waits for it but a hang.
+const WALL: Duration = Duration::from_secs(2400);
+
+/// What the machine boots.
+pub(crate) struct Boot<'a> {
+    pub(crate) qemu: &'a Qemu,
+    /// The outer guest's kernel.
+    pub(crate) kernel: &'a Path,
+    /// Its initramfs.
+    pub(crate) initramfs: &'a Path,
+    /// Its memory in MiB.
+    pub(crate) memory: u32,
+    /// Processor time the machine may use.
+    pub(crate) cpu: Duration,
+}
+
+/// How a run came to its end.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) enum End {
+    /// By itself: powered off, or reset, which with `-no-reboot` is the same.
+    PoweredOff,
+    /// Ended here, for the processor time it had used.
+    OutOfCpuTime,
+    /// Ended here, for it had hung.
+    OutOfTime,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::PoweredOff => "it ended",
+            Self::OutOfCpuTime => "it used up its CPU time",
+            Self::OutOfTime => "it took too long",
+        })
+    }
+}
+
+/// A run that has ended.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) end: End,
+    pub(crate) wall: Duration,
+    /// Processor time that QEMU has used.
+    pub(crate) cpu: Duration,
+}
+
+/// Runs the machine until it ends; its serial line goes to the file `serial`, what QEMU says to `errors`.
+pub(crate) fn run(boot: &Boot<'_>, serial: &Path, errors: &Path) -> Result<Run> {
+    let mut command = boot.qemu.command();
+    command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"]);
+    command.args(["-m", &boot.memory.to_string(), "-display", "none", "-nodefaults"]);
+    command.args(["-no-user-config", "-no-reboot"]);
+    command.arg("-serial").arg(format!("file:{}", serial.display()));
+    command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs);
+    // Without no_timer_check an emulated boot hangs now and then; mitigations cost time and protect nobody here.
+    command.args(["-append", "console=ttyS0 no_timer_check panic=-1 quiet mitigations=off"]);
+    let start = Instant::now();
+    let mut machine = Machine::start(command, errors.to_path_buf())?;
+    let mut shown = Shown::default();
+    let mut cpu = Duration::ZERO;
+    loop {
+        // A process that has ended keeps its times until it is waited for.
+        let usage = usage(machine.process())?;
+        cpu = cpu.max(usage.cpu);
+        let end = if usage.ended {
+            Some(End::PoweredOff)
+        } else if cpu > boot.cpu {
+            Some(End::OutOfCpuTime)
+        } else if start.elapsed() > WALL {
+            Some(End::OutOfTime)
+        } else {
+            None
+        };
+        shown.follow(serial);
+        if let Some(end) = end {
+            machine.ended()?;
+            return Ok(Run { end, wall: start.elapsed(), cpu });
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// What the kernel says of a process.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+struct Usage {
+    ended: bool,
+    cpu: Duration,
+}
+
+fn usage(process: u32) -> Result<Usage> {
+    let path = format!("/proc/{process}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    parse_usage(&text).with_context(|| format!("{path} is not as proc(5) says"))
+}
+
+fn parse_usage(stat: &str) -> Option<Usage> {
+    // proc(5): the name in parentheses may have blanks; then state, and utime and stime 11 fields later, in ticks, of
+    // which Linux has 100 a second on x86.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    let ended = matches!(fields.next()?, "Z" | "X");
+    let user: u64 = fields.nth(10)?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(Usage { ended, cpu: Duration::from_millis(user.checked_add(system)?.checked_mul(10)?) })
+}
+
+/// How much of the serial line was printed, for people who asked for it.
+#[derive(Default)]
+struct Shown(u64);
+
+impl Shown {
+    fn follow(&mut self, serial: &Path) {
+        if std::env::var_os("CLEARWAY_GUEST_LOG").is_none() {
+            return;
+        }
+        use std::io::{Seek, SeekFrom};
+        let mut bytes = Vec::new();
+        let read = fs::File::open(serial).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.0))?;
+            file.read_to_end(&mut bytes)
+        });
+        if let Ok(length) = read {
+            self.0 += u64::try_from(length).unwrap_or_default();
+            eprint!("{}", String::from_utf8_lossy(&bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_whatever_the_process_is_called() {
+        let stat = "77 (q) R (x) Z 1 77 77 0 -1 4194560 1 2 3 4 150 25 0 0 20 0 4 0 100";
+        let usage = parse_usage(stat).unwrap();
+        assert_eq!(usage, Usage { ended: true, cpu: Duration::from_millis(1750) });
+        assert!(!parse_usage(&stat.replace(" Z ", " S ")).unwrap().ended);
+        assert_eq!(parse_usage("77 (q) R 1 2"), None);
+        assert_eq!(parse_usage(""), None);
+    }
+
+    #[test]
+    fn this_process_has_not_ended() {
+        assert!(!usage(std::process::id()).unwrap().ended);
+    }
+}

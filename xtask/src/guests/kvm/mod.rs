@@ -1,0 +1,199 @@
+//! Stories of stock Linux as a Hyper-V guest of ours: a guest (L2) under our KVM partition, within a guest (L1) that
+//! has KVM, within QEMU's emulator (L0). No machine needs hardware virtualization for it, nor rights.
+//!
+//! Each story is a script in L1 and the lines it is to print; [`stories`] has them. A run that was cut short is tried
+//! once more, since the emulator now and then loses a timer; what a guest itself says has failed is not.
+
+mod level0;
+mod stories;
+mod verdict;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use self::{
+    level0::{Boot, Run},
+    stories::{KVM_MODULES, STORIES, Story},
+    verdict::Verdict,
+};
+use super::{
+    Cache,
+    initramfs::Initramfs,
+    kernel::{Kernel, Series},
+    qemu::Qemu,
+};
+
+/// Runs of a story, if those before were cut short.
+const TRIES: u32 = 2;
+/// Lines of the serial line that are shown of a run that failed.
+const SHOWN: usize = 40;
+
+/// Which stories to tell.
+#[derive(Args)]
+pub(crate) struct KvmTests {
+    /// The kernels of both guests, one run each.
+    #[arg(long = "kernel", value_enum, default_values_t = [Series::default()], value_delimiter = ',')]
+    kernels: Vec<Series>,
+    /// Only these stories.
+    #[arg(long, value_name = "STORY")]
+    only: Vec<String>,
+    /// Lists the stories.
+    #[arg(long)]
+    list: bool,
+    /// Keeps the serial lines of stories that passed, too.
+    #[arg(long)]
+    keep_logs: bool,
+}
+
+/// A line of the summary.
+struct Told {
+    story: &'static str,
+    kernel: String,
+    verdict: Verdict,
+    tries: u32,
+    run: Run,
+}
+
+/// Tells the stories and prints a summary; an error if one did not pass.
+pub(crate) fn run(tests: &KvmTests) -> Result<()> {
+    if tests.list {
+        for story in STORIES {
+            println!("{:12} {}", story.name, story.about);
+        }
+        return Ok(());
+    }
+    for name in &tests.only {
+        if !STORIES.iter().any(|story| story.name == name) {
+            bail!("there is no story {name:?}; --list names them");
+        }
+    }
+    let chosen =
+        |story: &&Story| tests.only.is_empty() || tests.only.iter().any(|name| name == story.name);
+    let mut told = Vec::new();
+    for series in &tests.kernels {
+        let cache = Cache::open()?;
+        let logs = cache.folder.join("logs");
+        fs::create_dir_all(&logs)?;
+        let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache, *series)?);
+        let vmlinux = kernel.vmlinux(&cache)?;
+        // Others may fetch while guests run.
+        drop(cache);
+        println!("QEMU {}, Linux {}", qemu.version()?, kernel.release());
+        let stage = Stage { qemu: &qemu, kernel: &kernel, vmlinux: &vmlinux, logs: &logs };
+        for story in STORIES.iter().filter(chosen) {
+            told.push(stage.tell(story, tests.keep_logs)?);
+        }
+    }
+    summary(&told)
+}
+
+/// What the stories of one kernel share.
+struct Stage<'a> {
+    qemu: &'a Qemu,
+    kernel: &'a Kernel,
+    vmlinux: &'a Path,
+    logs: &'a Path,
+}
+
+impl Stage<'_> {
+    /// Tells one story, again if it was cut short.
+    fn tell(&self, story: &Story, keep_logs: bool) -> Result<Told> {
+        let folder = tempfile::tempdir()?;
+        let initramfs = folder.path().join("initramfs");
+        let bytes = self.initramfs(story, folder.path());
+        fs::write(&initramfs, bytes.with_context(|| format!("preparing {}", story.name))?)?;
+        let image = self.kernel.image();
+        let boot = Boot {
+            qemu: self.qemu,
+            kernel: &image,
+            initramfs: &initramfs,
+            memory: story.memory,
+            cpu: story.cpu,
+        };
+        let mut tries = 1;
+        loop {
+            let name = format!("kvm-{}-{}-{tries}", story.name, self.kernel.release());
+            let serial = self.logs.join(format!("{name}.log"));
+            let errors = folder.path().join("qemu.log");
+            let run = level0::run(&boot, &serial, &errors)?;
+            // A serial line carries any byte.
+            let said = String::from_utf8_lossy(&fs::read(&serial).unwrap_or_default()).into_owned();
+            let verdict = Verdict::of(&said, story.expected, run.end);
+            println!("{}", line(story.name, &verdict, tries, run));
+            if verdict == Verdict::Passed {
+                if !keep_logs {
+                    fs::remove_file(&serial)?;
+                }
+            } else {
+                let lines: Vec<&str> = said.lines().collect();
+                let tail = lines.get(lines.len().saturating_sub(SHOWN)..).unwrap_or_default();
+                println!("{}\n{}", fs::read_to_string(&errors)?.trim(), tail.join("\n"));
+                println!("the whole serial line: {}", serial.display());
+            }
+            if matches!(verdict, Verdict::CutShort(_)) && tries < TRIES {
+                tries += 1;
+                continue;
+            }
+            let kernel = self.kernel.release().to_owned();
+            return Ok(Told { story: story.name, kernel, verdict, tries, run });
+        }
+    }
+
+    /// L1's initramfs, with L2's kernel and initramfs in it.
+    fn initramfs(&self, story: &Story, folder: &Path) -> Result<Vec<u8>> {
+        let mut outer = Initramfs::new(self.kernel, "")?;
+        outer.modules(&KVM_MODULES)?;
+        for program in story.programs {
+            let stripped = stripped(&program.build()?, folder)?;
+            outer.program(program.name(), &stripped)?;
+        }
+        if let Some(inner) = &story.inner {
+            let mut initramfs = Initramfs::new(self.kernel, "L2 ")?;
+            initramfs.modules(inner.modules)?;
+            outer.file("guest/initramfs", 0o644, &initramfs.finish(inner.script)?)?;
+            outer.copy("guest/vmlinux", self.vmlinux)?;
+        }
+        outer.finish(story.script)
+    }
+}
+
+/// A copy of a program without what debuggers need, which is most of it; as it is where there is no `strip`.
+fn stripped(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let name = program.file_name().context("a program without a name")?;
+    let copy = folder.join(name);
+    let done = Command::new("strip").arg("-o").arg(&copy).arg(program).status();
+    Ok(if done.is_ok_and(|status| status.success()) { copy } else { program.to_path_buf() })
+}
+
+fn line(story: &str, verdict: &Verdict, tries: u32, run: Run) -> String {
+    let seconds = |duration: Duration| duration.as_secs_f64();
+    let verdict = match verdict {
+        Verdict::Passed => "passed".to_owned(),
+        Verdict::Failed(why) => format!("FAILED: {why}"),
+        Verdict::Missing(words) => format!("FAILED: nothing said {words:?}"),
+        Verdict::CutShort(how) => format!("CUT SHORT: {how}"),
+    };
+    let (wall, cpu) = (seconds(run.wall), seconds(run.cpu));
+    format!("{story:12} {wall:7.1} s {cpu:7.1} s CPU  try {tries}  {verdict}")
+}
+
+fn summary(told: &[Told]) -> Result<()> {
+    println!();
+    let mut failed = 0_usize;
+    for Told { story, kernel, verdict, tries, run } in told {
+        println!("{kernel:28} {}", line(story, verdict, *tries, *run));
+        failed += usize::from(*verdict != Verdict::Passed);
+    }
+    if failed > 0 {
+        bail!("{failed} of {} did not pass", told.len());
+    }
+    println!("{} passed", told.len());
+    Ok(())
+}
