@@ -137,7 +137,9 @@ impl Apt {
         self.update()?;
         let target = self.target(pin)?;
         eprintln!("guests: downloading {target}");
-        let archives = into.with_extension("debs");
+        let mut archives = into.as_os_str().to_owned();
+        archives.push(".debs");
+        let archives = PathBuf::from(archives);
         let _ = fs::remove_dir_all(&archives);
         fs::create_dir_all(archives.join("partial"))?;
         if with_dependencies {

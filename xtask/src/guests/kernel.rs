@@ -97,6 +97,7 @@ const ETHTOOL_FILES: [(&str, &str); 5] = [
 pub(crate) struct Kernel {
     root: PathBuf,
     release: String,
+    image: PathBuf,
     busybox: PathBuf,
     ethtool: PathBuf,
 }
@@ -120,18 +121,13 @@ impl Kernel {
         let ethtool = cache.component("ethtool", ETHTOOL.version, |into| {
             Apt::new(&cache.folder)?.unpack(&ETHTOOL, true, into)
         })?;
-        let release = fs::read_dir(root.join("boot"))?
-            .flatten()
-            .find_map(|entry| {
-                entry.file_name().to_string_lossy().strip_prefix("vmlinuz-").map(str::to_owned)
-            })
-            .context("the kernel package has no vmlinuz")?;
+        let (release, image) = image_in(&root)?;
         let busybox = ["usr/bin/busybox", "bin/busybox"]
             .iter()
             .map(|path| busybox.join(path))
             .find(|path| path.exists())
             .context("the busybox package has no busybox")?;
-        Ok(Self { root, release, busybox, ethtool })
+        Ok(Self { root, release, image, busybox, ethtool })
     }
 
     /// What `uname -r` says in it.
@@ -140,8 +136,8 @@ impl Kernel {
     }
 
     /// The kernel's image.
-    pub(crate) fn image(&self) -> PathBuf {
-        self.root.join("boot").join(format!("vmlinuz-{}", self.release))
+    pub(crate) fn image(&self) -> &Path {
+        &self.image
     }
 
     /// The busybox for its guests.
@@ -151,13 +147,13 @@ impl Kernel {
 
     /// The kernel as an ELF file, unpacked from its image when first asked for.
     pub(crate) fn vmlinux(&self, cache: &Cache) -> Result<PathBuf> {
-        let path = self.root.join("boot").join(format!("vmlinux-{}", self.release));
+        let path = self.root.join("vmlinux");
         if path.exists() {
             return Ok(path);
         }
-        let image = fs::read(self.image())?;
+        let image = fs::read(&self.image)?;
         let (compression, payload) = vmlinux::payload(&image)
-            .with_context(|| format!("unpacking {}", self.image().display()))?;
+            .with_context(|| format!("unpacking {}", self.image.display()))?;
         let compressed = path.with_extension("compressed");
         fs::write(&compressed, payload)?;
         let mut command = match compression {
@@ -171,7 +167,7 @@ impl Kernel {
             .stdout(File::create(&unpacked)?)
             .status()
             .context("starting a decompressor")?;
-        ensure!(status.success(), "{} cannot be decompressed", self.image().display());
+        ensure!(status.success(), "{} cannot be decompressed", self.image.display());
         fs::remove_file(compressed)?;
         fs::rename(&unpacked, &path)?;
         Ok(path)
@@ -248,6 +244,26 @@ impl Kernel {
     }
 }
 
+/// The kernel's release and image in unpacked packages: `/boot/vmlinuz-…`, or beside its modules from 6.19 on.
+fn image_in(root: &Path) -> Result<(String, PathBuf)> {
+    let names = |folder: &str| -> Vec<String> {
+        let entries = fs::read_dir(root.join(folder)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    let boot = names("boot").into_iter().find_map(|name| {
+        let release = name.strip_prefix("vmlinuz-")?.to_owned();
+        Some((release, root.join("boot").join(&name)))
+    });
+    let beside_modules = || {
+        let folder = "usr/lib/modules";
+        names(folder).into_iter().find_map(|release| {
+            let image = root.join(folder).join(&release).join("vmlinuz");
+            image.exists().then_some((release, image))
+        })
+    };
+    boot.or_else(beside_modules).context("the kernel packages have no vmlinuz")
+}
+
 /// A command that decompresses zstd from standard input to standard output, on its own loader and libraries.
 fn zstd(cache: &Cache) -> Result<Command> {
     let root = cache.component("zstd", ZSTD.version, |into| {
@@ -304,6 +320,20 @@ mod tests {
         assert_eq!(depends_of(module), ["libeth", "libie"]);
         assert!(depends_of(b"\x7fELF\0depends=\0name=x\0").is_empty());
         assert!(depends_of(b"no module").is_empty());
+    }
+
+    #[test]
+    fn the_image_is_found_in_old_and_new_packages() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(image_in(root.path()).is_err());
+        let new = root.path().join("usr/lib/modules/7.2.12-x/vmlinuz");
+        fs::create_dir_all(new.parent().unwrap()).unwrap();
+        fs::write(&new, "").unwrap();
+        assert_eq!(image_in(root.path()).unwrap(), ("7.2.12-x".to_owned(), new));
+        let old = root.path().join("boot/vmlinuz-6.12.1-x");
+        fs::create_dir_all(old.parent().unwrap()).unwrap();
+        fs::write(&old, "").unwrap();
+        assert_eq!(image_in(root.path()).unwrap(), ("6.12.1-x".to_owned(), old));
     }
 
     #[test]

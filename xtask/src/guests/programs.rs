@@ -31,10 +31,17 @@ impl Program {
         }
     }
 
-    /// Builds it, if need be, and tells where it is. In a release build if this program is one.
+    /// Builds it, if need be, and tells where it is; a release build if this program is one. One that is in the folder
+    /// `CLEARWAY_PROGRAMS` is taken as it is.
     pub(crate) fn build(self) -> Result<PathBuf> {
         if let (Self::Clearway, Some(program)) = (self, std::env::var_os("CLEARWAY")) {
             return Ok(program.into());
+        }
+        if let Some(folder) = std::env::var_os("CLEARWAY_PROGRAMS") {
+            let path = PathBuf::from(folder).join(self.name());
+            if path.exists() {
+                return Ok(path);
+            }
         }
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--package"]);

@@ -47,6 +47,9 @@ pub(crate) struct KvmTests {
     /// Lists the stories.
     #[arg(long)]
     list: bool,
+    /// Has the inner guest's kernel print all it has to say, which takes longer.
+    #[arg(long)]
+    loud: bool,
     /// Keeps the serial lines of stories that passed, too.
     #[arg(long)]
     keep_logs: bool,
@@ -86,7 +89,13 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
         // Others may fetch while guests run.
         drop(cache);
         println!("QEMU {}, Linux {}", qemu.version()?, kernel.release());
-        let stage = Stage { qemu: &qemu, kernel: &kernel, vmlinux: &vmlinux, logs: &logs };
+        let stage = Stage {
+            qemu: &qemu,
+            kernel: &kernel,
+            vmlinux: &vmlinux,
+            logs: &logs,
+            loud: tests.loud,
+        };
         for story in STORIES.iter().filter(chosen) {
             told.push(stage.tell(story, tests.keep_logs)?);
         }
@@ -100,6 +109,7 @@ struct Stage<'a> {
     kernel: &'a Kernel,
     vmlinux: &'a Path,
     logs: &'a Path,
+    loud: bool,
 }
 
 impl Stage<'_> {
@@ -109,10 +119,9 @@ impl Stage<'_> {
         let initramfs = folder.path().join("initramfs");
         let bytes = self.initramfs(story, folder.path());
         fs::write(&initramfs, bytes.with_context(|| format!("preparing {}", story.name))?)?;
-        let image = self.kernel.image();
         let boot = Boot {
             qemu: self.qemu,
-            kernel: &image,
+            kernel: self.kernel.image(),
             initramfs: &initramfs,
             memory: story.memory,
             cpu: story.cpu,
@@ -150,6 +159,7 @@ impl Stage<'_> {
     fn initramfs(&self, story: &Story, folder: &Path) -> Result<Vec<u8>> {
         let mut outer = Initramfs::new(self.kernel, "")?;
         outer.modules(&KVM_MODULES)?;
+        outer.modules(story.modules)?;
         for program in story.programs {
             let stripped = stripped(&program.build()?, folder)?;
             outer.program(program.name(), &stripped)?;
@@ -160,8 +170,18 @@ impl Stage<'_> {
             outer.file("guest/initramfs", 0o644, &initramfs.finish(inner.script)?)?;
             outer.copy("guest/vmlinux", self.vmlinux)?;
         }
-        outer.finish(story.script)
+        outer.finish(&format!("{}{}", guest(self.loud), story.script))
     }
+}
+
+/// The shell function by which scripts of L1 boot L2.
+fn guest(loud: bool) -> String {
+    // Each byte that L2 prints is an exit to L1's user space, by way of an emulated processor.
+    let quiet = if loud { "loglevel=7" } else { "quiet" };
+    format!(
+        "guest() {{ program=$1; shift; $program --kernel /guest/vmlinux --initrd /guest/initramfs \
+         --cmdline 'console=ttyS0 no_timer_check panic=-1 mitigations=off {quiet}' \"$@\" < /dev/null; }}\n"
+    )
 }
 
 /// A copy of a program without what debuggers need, which is most of it; as it is where there is no `strip`.
