@@ -1,6 +1,5 @@
 //! Frames out of a ring, some at a time.
 
-use arrayvec::ArrayVec;
 use netvsp_protocol::nvsp::NvspStatus;
 use shared_memory::SharedSlice;
 
@@ -12,6 +11,8 @@ pub const BURST_FRAMES: usize = 64;
 pub const MAX_PIECES: usize = 64;
 /// Room for one packet of any kind, and for as many of one piece as there may be frames.
 const BURST_PIECES: usize = 2 * BURST_FRAMES + MAX_PIECES;
+/// Pieces of a frame that a guest receives, at most.
+pub(crate) const MAX_FRAME_PIECES: usize = 8;
 /// Frames of one ring packet that are always given room, so that it is never left half read.
 pub(crate) const MAX_FRAMES_PER_MESSAGE: usize = 8;
 
@@ -73,11 +74,13 @@ struct Entry<M> {
 }
 
 /// Frames that were read from a ring, and the transactions that are to be completed once they have been copied.
+///
+/// Its memory is allocated once: who polls keeps it between two bursts as what [`Self::recycle`] makes of it.
 #[derive(Debug)]
 pub struct Burst<'m, M> {
-    frames: ArrayVec<Entry<M>, BURST_FRAMES>,
-    pieces: ArrayVec<SharedSlice<'m>, BURST_PIECES>,
-    pub(crate) done: ArrayVec<(u64, NvspStatus), BURST_FRAMES>,
+    frames: Vec<Entry<M>>,
+    pieces: Vec<SharedSlice<'m>>,
+    done: Vec<(u64, NvspStatus)>,
 }
 
 impl<M> Default for Burst<'_, M> {
@@ -87,11 +90,25 @@ impl<M> Default for Burst<'_, M> {
 }
 
 impl<'m, M> Burst<'m, M> {
-    /// No frames.
-    #[inline]
+    /// No frames, and room for as many as there may be.
     #[must_use]
     pub fn new() -> Self {
-        Self { frames: ArrayVec::new(), pieces: ArrayVec::new(), done: ArrayVec::new() }
+        Self {
+            frames: Vec::with_capacity(BURST_FRAMES),
+            pieces: Vec::with_capacity(BURST_PIECES),
+            done: Vec::with_capacity(BURST_FRAMES),
+        }
+    }
+
+    /// The same memory, empty, for frames that lie elsewhere.
+    #[inline]
+    #[must_use]
+    pub fn recycle<'n>(mut self) -> Burst<'n, M> {
+        self.clear();
+        let Self { frames, pieces, done } = self;
+        // There is none to be mapped; collecting a vector's own items keeps its memory.
+        let pieces = pieces.into_iter().map(|_| SharedSlice::empty()).collect();
+        Burst { frames, pieces, done }
     }
 
     /// The frames, in the order in which they were sent.
@@ -129,17 +146,25 @@ impl<'m, M> Burst<'m, M> {
     #[inline]
     pub(crate) fn has_room(&self, packets: usize) -> bool {
         let frames = packets * MAX_FRAMES_PER_MESSAGE;
-        self.frames.remaining_capacity() >= frames
-            && self.pieces.remaining_capacity() >= frames + MAX_PIECES
-            && self.done.remaining_capacity() >= packets
+        self.frames.len() + frames <= BURST_FRAMES
+            && self.pieces.len() + frames + MAX_PIECES <= BURST_PIECES
+            && self.done.len() + packets <= BURST_FRAMES
+    }
+
+    /// Whether one frame of up to [`MAX_FRAME_PIECES`] pieces fits, and a transaction.
+    #[inline]
+    pub(crate) fn has_room_for_frame(&self) -> bool {
+        self.frames.len() < BURST_FRAMES
+            && self.pieces.len() + MAX_FRAME_PIECES <= BURST_PIECES
+            && self.done.len() < BURST_FRAMES
     }
 
     /// Adds a frame in one piece.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, head: [u64; 2], piece: SharedSlice<'m>, metadata: M) -> bool {
         let first = self.pieces.len();
         let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
-        self.pieces.try_push(piece).is_ok() && self.entry(head, first, length, metadata)
+        self.piece(piece) && self.entry(head, first, length, metadata)
     }
 
     /// Adds a frame of several pieces.
@@ -153,7 +178,7 @@ impl<'m, M> Burst<'m, M> {
         let mut length = 0u32;
         for piece in pieces {
             length = length.saturating_add(u32::try_from(piece.len()).unwrap_or(u32::MAX));
-            if self.pieces.try_push(piece).is_err() {
+            if !self.piece(piece) {
                 self.pieces.truncate(first);
                 return false;
             }
@@ -161,12 +186,40 @@ impl<'m, M> Burst<'m, M> {
         self.entry(head, first, length, metadata)
     }
 
-    #[inline]
+    #[inline(always)]
+    fn piece(&mut self, piece: SharedSlice<'m>) -> bool {
+        let room = self.pieces.len() < BURST_PIECES;
+        if room {
+            self.pieces.push(piece);
+        }
+        room
+    }
+
+    #[inline(always)]
     fn entry(&mut self, head: [u64; 2], first: usize, length: u32, metadata: M) -> bool {
         // Both are far below 65,536.
-        let count = u16::try_from(self.pieces.len() - first).unwrap_or(u16::MAX);
+        let pieces = u16::try_from(self.pieces.len() - first).unwrap_or(u16::MAX);
         let first = u16::try_from(first).unwrap_or(u16::MAX);
-        self.frames.try_push(Entry { head, first, pieces: count, length, metadata }).is_ok()
+        let room = self.frames.len() < BURST_FRAMES;
+        if room {
+            self.frames.push(Entry { head, first, pieces, length, metadata });
+        }
+        room
+    }
+
+    /// Adds a transaction that is to be completed.
+    #[inline]
+    pub(crate) fn complete_with(&mut self, transaction: u64, status: NvspStatus) {
+        // There is room for as many as packets are taken (`has_room`).
+        if self.done.len() < BURST_FRAMES {
+            self.done.push((transaction, status));
+        }
+    }
+
+    /// Transactions that are to be completed.
+    #[inline]
+    pub(crate) fn done(&self) -> &[(u64, NvspStatus)] {
+        &self.done
     }
 
     /// Empties it.
@@ -187,5 +240,24 @@ impl<'m, M> Burst<'m, M> {
     #[cold]
     pub(crate) fn truncate(&mut self, mark: usize) {
         self.frames.truncate(mark);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_burst_has_the_same_memory_and_nothing_in_it() {
+        let mut burst = ReceiveBurst::new();
+        let memory = (burst.frames.as_ptr(), burst.pieces.as_ptr().cast::<u8>());
+        for _ in 0..BURST_FRAMES {
+            assert!(burst.push([0; 2], SharedSlice::empty(), ReceiveMetadata::default()));
+            burst.complete_with(1, NvspStatus::SUCCESS);
+        }
+        assert!(!burst.push([0; 2], SharedSlice::empty(), ReceiveMetadata::default()));
+        let again = burst.recycle();
+        assert!(again.is_empty() && again.done().is_empty() && again.has_room(8));
+        assert_eq!((again.frames.as_ptr(), again.pieces.as_ptr().cast::<u8>()), memory);
     }
 }

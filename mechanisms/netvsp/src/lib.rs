@@ -41,6 +41,7 @@ mod outputs;
 mod ring;
 pub mod server;
 mod slots;
+mod start;
 mod steering;
 #[cfg(test)]
 mod tests;

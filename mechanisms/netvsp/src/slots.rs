@@ -69,6 +69,12 @@ impl Slots {
         self.free.pop()
     }
 
+    /// The slot that is taken after so many others, if none comes back in between.
+    #[inline]
+    pub(crate) fn peek(&self, after: usize) -> Option<u32> {
+        self.free.get(self.free.len().checked_sub(after + 1)?).copied()
+    }
+
     /// Gives back a slot that was taken and did not leave.
     #[inline]
     pub(crate) fn put(&mut self, slot: u32) {

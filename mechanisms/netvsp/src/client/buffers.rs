@@ -4,18 +4,25 @@ use arrayvec::ArrayVec;
 use netvsp_protocol::{
     ParseError,
     nvsp::{ChannelType, ReceiveBufferSection, SendRndisPacket},
-    packet::{MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout, PerPacketInfo, RndisPacket},
+    packet::{
+        MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout, PerPacketInfo, RECEIVE_DATA_OFFSET,
+        RndisPacket,
+    },
 };
 use shared_memory::SharedSlice;
 use vmbus::GuestBuffer;
 use vmbus_protocol::TransferPageRange;
 
 use crate::{
-    QueueMemory, ReceiveBurst, ReceiveMetadata, incoming::MAX_CONTROL_MESSAGE, ring::rndis_message,
+    QueueMemory, ReceiveBuffer, ReceiveBurst, ReceiveMetadata,
+    burst::MAX_FRAME_PIECES,
+    incoming::MAX_CONTROL_MESSAGE,
+    ring::rndis_message,
+    start::{START, bare, head},
 };
 
-/// Bytes of a message's beginning that are copied out at once.
-const START: usize = PACKET_HEADER_SIZE + MAX_PPI_BYTES + 64;
+/// Bytes of an Ethernet header; no frame is shorter.
+const ETHERNET: usize = 14;
 
 pub(super) fn data_message(section: Option<(u32, u32)>) -> [u8; 40] {
     rndis_message(SendRndisPacket { channel_type: ChannelType::Data, section })
@@ -36,41 +43,79 @@ pub(super) fn put(
     buffer.write(at + layout.data_offset as usize, frame)
 }
 
-/// The message of a range: its first bytes in a local copy, and the buffer it lies in.
-pub(super) fn take_frame<'m>(
-    memory: &'m QueueMemory,
-    range: TransferPageRange,
-    burst: &mut ReceiveBurst<'m>,
-) -> Result<(), ParseError> {
-    let wrong = ParseError::Range {
+const fn wrong(range: TransferPageRange) -> ParseError {
+    ParseError::Range {
         message: "transfer page",
         field: "range",
         offset: range.byte_offset,
         length: range.byte_count,
         available: 0,
-    };
-    let receive = memory.receive.as_ref().ok_or(wrong)?;
+    }
+}
+
+/// Hints that the message of a range will be read soon: its header, and its frame where servers put it.
+#[inline(always)]
+pub(super) fn prefetch_frame(memory: &QueueMemory, range: TransferPageRange) {
+    let (offset, length) = (range.byte_offset as usize, range.byte_count as usize);
+    let receive = memory.receive.as_ref();
+    if let Some(bytes) = receive.and_then(|receive| receive.buffer.first_slice(offset, length)) {
+        bytes.prefetch_read();
+        bytes.split(RECEIVE_DATA_OFFSET as usize).1.prefetch_read();
+    }
+}
+
+/// Adds the frame of a range. What is believed of it comes from one look at the message's beginning.
+#[inline(always)]
+pub(super) fn take_frame<'m>(
+    memory: &'m QueueMemory,
+    range: TransferPageRange,
+    burst: &mut ReceiveBurst<'m>,
+) -> Result<(), ParseError> {
+    let receive = memory.receive.as_ref().ok_or(wrong(range))?;
+    let (offset, length) = (range.byte_offset as usize, range.byte_count as usize);
+    let bytes = receive.buffer.first_slice(offset, length).ok_or(wrong(range))?;
+    match bare(bytes) {
+        Some(packet) if bytes.len() == length => {
+            let packet = packet?;
+            let data = (packet.data.end - packet.data.start) as usize;
+            let frame = bytes
+                .get(packet.data.start as usize, data)
+                .filter(|frame| frame.len() >= ETHERNET)
+                .ok_or(wrong(range))?;
+            let metadata = ReceiveMetadata::default();
+            burst.push(head(frame), frame, metadata).then_some(()).ok_or(wrong(range))
+        }
+        _ => take_any_frame(receive, range, burst),
+    }
+}
+
+/// The same for a message with per-packet information, or in several pieces.
+#[inline(never)]
+fn take_any_frame<'m>(
+    receive: &'m ReceiveBuffer,
+    range: TransferPageRange,
+    burst: &mut ReceiveBurst<'m>,
+) -> Result<(), ParseError> {
+    let wrong = wrong(range);
     let (offset, length) = (range.byte_offset as usize, range.byte_count as usize);
     let mut start = [0; START];
-    let copied = length.min(START);
-    let start = start.get_mut(..copied).unwrap_or_default();
+    let start = start.get_mut(..length.min(START)).unwrap_or_default();
     receive.buffer.read(offset, start).ok_or(wrong)?;
     let packet = RndisPacket::parse(start, range.byte_count)?;
-    let data = packet.data.end - packet.data.start;
-    if data < 14 {
+    let data = (packet.data.end - packet.data.start) as usize;
+    if data < ETHERNET {
         return Err(wrong);
     }
     let at = offset + packet.data.start as usize;
-    let mut head = [0; 16];
-    let head_length = (data as usize).min(16);
-    receive.buffer.read(at, head.get_mut(..head_length).unwrap_or_default()).ok_or(wrong)?;
-    let [a, b] = [head.first_chunk::<8>(), head.last_chunk::<8>()]
-        .map(|half| half.map_or(0, |half| u64::from_le_bytes(*half)));
+    let mut head = [[0; 8]; 2];
+    let known = head.as_flattened_mut().get_mut(..data.min(16)).unwrap_or_default();
+    receive.buffer.read(at, known).ok_or(wrong)?;
+    let head = head.map(u64::from_le_bytes);
     let metadata = ReceiveMetadata::from_wire(&packet.info);
-    let slices: ArrayVec<SharedSlice<'m>, 8> =
-        receive.buffer.slices(at, data as usize).ok_or(wrong)?.take(8).collect();
-    if slices.iter().map(SharedSlice::len).sum::<usize>() != data as usize
-        || !burst.push_pieces([a, b], slices.into_iter(), metadata)
+    let slices: ArrayVec<SharedSlice<'m>, MAX_FRAME_PIECES> =
+        receive.buffer.slices(at, data).ok_or(wrong)?.take(MAX_FRAME_PIECES).collect();
+    if slices.iter().map(SharedSlice::len).sum::<usize>() != data
+        || !burst.push_pieces(head, slices.into_iter(), metadata)
     {
         return Err(wrong);
     }

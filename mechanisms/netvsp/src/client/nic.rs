@@ -23,6 +23,8 @@ pub struct NetVsc {
     control: Control,
     channels: Channels<VscQueue>,
     memory: QueueMemory,
+    /// The memory of a burst, empty; `None` while it is in use.
+    burst: Option<ReceiveBurst<'static>>,
     receive_buffer: GuestBuffer,
     send_buffer: GuestBuffer,
     /// Here while the channel is closed, else with the primary's queue.
@@ -45,6 +47,7 @@ impl NetVsc {
             control: Control::new(config),
             channels: Channels::new(),
             memory: QueueMemory::default(),
+            burst: None,
             receive_buffer,
             send_buffer,
             large,
@@ -207,14 +210,14 @@ impl NetVsc {
         if !open.queue.drain(sender)? {
             return Ok((0, false));
         }
-        let mut burst = ReceiveBurst::new();
+        let mut burst = self.burst.take().unwrap_or_default();
         let stop = open.queue.receive(receiver, &self.memory, &mut burst)?;
         let frames = burst.len();
         if frames > 0 {
             take(&burst);
         }
         open.queue.complete(sender, &mut burst)?;
-        drop(burst);
+        self.burst = Some(burst.recycle());
         match stop {
             Stop::Empty | Stop::Blocked => Ok((frames, false)),
             Stop::Full => Ok((frames, true)),

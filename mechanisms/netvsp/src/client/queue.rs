@@ -1,7 +1,5 @@
 //! The frame path of one channel, guest's side: frames into the send buffer, frames out of the receive buffer.
 
-use std::collections::VecDeque;
-
 use netvsp_protocol::{
     nvsp::{
         ChannelType, MAX_TRANSFER_RANGES_RSC, NvspStatus, NvspVersion, ReceiveBufferSection,
@@ -12,7 +10,7 @@ use netvsp_protocol::{
 use vmbus::{GuestBuffer, OutgoingGpaRange, OutgoingPacket, PacketKind, RingReceiver, RingSender};
 use vmbus_protocol::TransferPageRange;
 
-use super::buffers::{copy_control, data_message, put, take_frame};
+use super::buffers::{copy_control, data_message, prefetch_frame, put, take_frame};
 use crate::{
     Incoming, ProtocolError, QueueMemory, ReceiveBurst, Stop, TransmitMetadata,
     channels::Queue,
@@ -25,6 +23,8 @@ use crate::{
 const MAX_PACKETS: u32 = 8;
 /// Marks transactions of large sends.
 const LARGE: u64 = 1 << 63;
+/// So many frames ahead, one is asked for from the server's cache.
+const AHEAD: usize = 4;
 /// Bytes of a completion.
 const COMPLETION: usize = 8;
 
@@ -105,8 +105,9 @@ pub struct VscQueue {
     sections: Slots,
     filling: Option<Filling>,
     large: Option<LargeBuffers>,
-    /// Ranges of a packet that did not fit a burst, and its transaction.
-    ranges: VecDeque<TransferPageRange>,
+    /// Ranges of the packet at hand, of which those before `next_range` are done, and its transaction.
+    ranges: Vec<TransferPageRange>,
+    next_range: usize,
     transaction: u64,
     completions: Completions,
     statistics: QueueStatistics,
@@ -132,7 +133,8 @@ impl VscQueue {
             sections: Slots::default(),
             filling: None,
             large: None,
-            ranges: VecDeque::new(),
+            ranges: Vec::new(),
+            next_range: 0,
             transaction: 0,
             completions: Completions::new(),
             statistics: QueueStatistics::default(),
@@ -438,7 +440,7 @@ impl VscQueue {
             return Ok(Stop::Blocked);
         }
         loop {
-            if !self.take_ranges(memory, burst) || !burst.has_room(1) {
+            if !self.take_ranges(memory, burst) || !burst.has_room_for_frame() {
                 return Ok(Stop::Full);
             }
             let Some(packet) = ring.receive()? else { return Ok(Stop::Empty) };
@@ -473,9 +475,14 @@ impl VscQueue {
                     }
                     self.transaction = packet.transaction_id;
                     if message.channel_type == ChannelType::Data {
+                        self.ranges.clear();
                         self.ranges.extend(ranges);
+                        self.next_range = 0;
+                        for soon in self.ranges.iter().take(AHEAD + 1) {
+                            prefetch_frame(memory, *soon);
+                        }
                         if self.ranges.is_empty() {
-                            let _ = burst.done.try_push((self.transaction, NvspStatus::SUCCESS));
+                            burst.complete_with(self.transaction, NvspStatus::SUCCESS);
                         }
                         continue;
                     }
@@ -483,7 +490,7 @@ impl VscQueue {
                     let bytes = ranges
                         .next()
                         .map_or(Ok(Vec::new()), |range| copy_control(memory, self.receive, range));
-                    let _ = burst.done.try_push((self.transaction, NvspStatus::SUCCESS));
+                    burst.complete_with(self.transaction, NvspStatus::SUCCESS);
                     return Ok(Stop::Control(Incoming::Rndis { transaction: None, bytes }));
                 }
             }
@@ -493,16 +500,19 @@ impl VscQueue {
     /// Frames of the packet at hand; false if the burst became full before its end.
     #[inline]
     fn take_ranges<'m>(&mut self, memory: &'m QueueMemory, burst: &mut ReceiveBurst<'m>) -> bool {
-        while let Some(range) = self.ranges.front().copied() {
-            if !burst.has_room(1) {
+        while let Some(range) = self.ranges.get(self.next_range).copied() {
+            if !burst.has_room_for_frame() {
                 return false;
             }
-            self.ranges.pop_front();
+            self.next_range += 1;
+            if let Some(soon) = self.ranges.get(self.next_range + AHEAD) {
+                prefetch_frame(memory, *soon);
+            }
             if take_frame(memory, range, burst).is_err() {
                 self.statistics.malformed += 1;
             }
-            if self.ranges.is_empty() {
-                let _ = burst.done.try_push((self.transaction, NvspStatus::SUCCESS));
+            if self.next_range == self.ranges.len() {
+                burst.complete_with(self.transaction, NvspStatus::SUCCESS);
             }
         }
         true
@@ -533,7 +543,7 @@ impl VscQueue {
         burst: &mut ReceiveBurst<'_>,
     ) -> Result<(), ProtocolError> {
         self.statistics.received += burst.len() as u64;
-        self.completions.write(ring, &burst.done, COMPLETION)?;
+        self.completions.write(ring, burst.done(), COMPLETION)?;
         burst.clear();
         Ok(())
     }

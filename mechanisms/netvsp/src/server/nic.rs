@@ -35,6 +35,8 @@ pub struct NetVsp {
     control: Control,
     channels: Channels<VspQueue>,
     memory: QueueMemory,
+    /// The memory of a burst, empty; `None` while it is in use.
+    burst: Option<TransmitBurst<'static>>,
     steering: Option<Arc<Steering>>,
     upcalls: VecDeque<Upcall>,
     dead: bool,
@@ -48,6 +50,7 @@ impl NetVsp {
             control: Control::new(config),
             channels: Channels::new(),
             memory: QueueMemory::new(guest),
+            burst: None,
             steering: None,
             upcalls: VecDeque::new(),
             dead: false,
@@ -166,14 +169,14 @@ impl NetVsp {
         if !open.queue.drain(sender)? {
             return Ok(false);
         }
-        let mut burst = TransmitBurst::new();
+        let mut burst = self.burst.take().unwrap_or_default();
         let stop = open.queue.receive(receiver, &self.memory, &mut burst)?;
         poll.frames += burst.len();
         if !burst.is_empty() {
             forward(&burst);
         }
         open.queue.complete(sender, &mut burst)?;
-        drop(burst);
+        self.burst = Some(burst.recycle());
         match stop {
             Stop::Empty | Stop::Blocked => Ok(false),
             Stop::Full => {

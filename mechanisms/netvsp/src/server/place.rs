@@ -1,9 +1,9 @@
 //! Writing frames and control messages into suballocations of the receive buffer.
 
 use netvsp_protocol::{oid::PacketFilter, packet::RECEIVE_DATA_OFFSET};
-use shared_memory::SharedSlice;
+use shared_memory::{FrameCopy, SharedSlice, copy_frames};
 
-use crate::QueueMemory;
+use crate::{QueueMemory, ReceiveBuffer};
 
 /// Whether a packet filter takes a frame with this beginning. Multicast lists are left to the guest, as hosts do.
 #[inline(always)]
@@ -18,6 +18,44 @@ pub(super) fn wanted(filter: PacketFilter, head: [u64; 2]) -> bool {
         PacketFilter::MULTICAST.union(PacketFilter::ALL_MULTICAST)
     };
     filter.intersects(any.union(PacketFilter::PROMISCUOUS))
+}
+
+/// As much of a suballocation, from its beginning, as lies together, `length` bytes at most.
+#[inline(always)]
+fn beginning(receive: &ReceiveBuffer, slot: u32, length: usize) -> Option<SharedSlice<'_>> {
+    let at = receive.section.sub_allocation_size.checked_mul(slot)?;
+    receive.buffer.first_slice(at as usize, length)
+}
+
+/// Hints that a frame will be written to a suballocation soon.
+#[inline(always)]
+pub(super) fn prefetch(receive: &ReceiveBuffer, slot: u32) {
+    if let Some(slice) = beginning(receive, slot, RECEIVE_DATA_OFFSET as usize + 1) {
+        slice.prefetch_write();
+        slice.split(RECEIVE_DATA_OFFSET as usize).1.prefetch_write();
+    }
+}
+
+/// Writes a message's header, and its frame, which begins with `head`. False, and perhaps part of it written, if not
+/// both lie in one piece, or the frame is shorter than its head.
+#[inline(always)]
+pub(super) fn write_whole(
+    receive: &ReceiveBuffer,
+    slot: u32,
+    header: &[u8],
+    head: [u64; 2],
+    frame: SharedSlice<'_>,
+) -> bool {
+    let offset = RECEIVE_DATA_OFFSET as usize;
+    let length = offset + frame.len();
+    let Some(target) = beginning(receive, slot, length) else { return false };
+    if target.len() < length || frame.len() < size_of_val(&head) {
+        return false;
+    }
+    let (start, to) = target.split(offset);
+    start.write_from(header);
+    copy_frames(&[FrameCopy { head, from: frame, to }]);
+    true
 }
 
 /// Bytes to be written: ours, or shared ones.

@@ -29,11 +29,9 @@ use crate::{
     metadata::MAX_LARGE_FRAME,
     ring::Completions,
     slots::Slots,
+    start::{START, bare, head as head_of_piece},
 };
 
-/// Bytes of a message's beginning that are copied out at once: header, per-packet information, and as a rule the
-/// frame's headers.
-const START: usize = 192;
 /// Frames that go to the guest in one ring packet, at most.
 const BATCH: usize = 64;
 const _: () = assert!(BATCH <= MAX_TRANSFER_RANGES);
@@ -218,6 +216,26 @@ impl VspQueue {
         bytes: SharedSlice<'m>,
         burst: &mut TransmitBurst<'m>,
     ) -> Result<u32, ParseError> {
+        let Some(packet) = bare(bytes) else { return self.message_with_info(bytes, burst) };
+        let packet = packet?;
+        let length = packet.data.end - packet.data.start;
+        let frame = bytes
+            .get(packet.data.start as usize, length as usize)
+            .filter(|_| (length as usize) >= ETHERNET && length <= self.state.mtu)
+            .ok_or(wrong_length(length))?;
+        if !burst.push(head_of_piece(frame), frame, TransmitMetadata::default()) {
+            return Err(TOO_MANY);
+        }
+        Ok(packet.message_length)
+    }
+
+    /// The same for any message.
+    #[inline(never)]
+    fn message_with_info<'m>(
+        &mut self,
+        bytes: SharedSlice<'m>,
+        burst: &mut TransmitBurst<'m>,
+    ) -> Result<u32, ParseError> {
         let mut start = [0; START];
         let copied = bytes.read_into(&mut start);
         let start = start.get(..copied).unwrap_or_default();
@@ -291,7 +309,7 @@ impl VspQueue {
             NvspStatus::INVALID_RNDIS_PACKET
         };
         if let Some(transaction) = transaction {
-            let _ = burst.done.try_push((transaction, status));
+            burst.complete_with(transaction, status);
         }
     }
 
@@ -359,7 +377,7 @@ impl VspQueue {
                     QueuePhase::Stopped => {
                         self.statistics.refused += 1;
                         if let Some(transaction) = transaction {
-                            let _ = burst.done.try_push((transaction, NvspStatus::FAILURE));
+                            burst.complete_with(transaction, NvspStatus::FAILURE);
                         }
                     }
                     QueuePhase::Starting => {
@@ -437,7 +455,7 @@ impl VspQueue {
         for frame in burst.frames() {
             self.statistics.transmitted_bytes += u64::from(frame.length);
         }
-        self.completions.write(ring, &burst.done, self.state.version.message_size())?;
+        self.completions.write(ring, burst.done(), self.state.version.message_size())?;
         burst.clear();
         Ok(())
     }

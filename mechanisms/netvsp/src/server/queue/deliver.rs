@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 use netvsp_protocol::{
     nvsp::{ChannelType, SendRndisPacket},
-    packet::{MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout, RECEIVE_DATA_OFFSET},
+    packet::{MAX_PPI_BYTES, PACKET_HEADER_SIZE, PacketLayout},
 };
 use shared_memory::SharedSlice;
 use vmbus::{OutgoingPacket, RingSender};
@@ -11,18 +11,21 @@ use vmbus_protocol::TransferPageRange;
 
 use super::{
     super::{
-        QueuePhase,
-        place::{Source, wanted, write_at, write_pieces},
+        QueuePhase, QueueState,
+        place::{Source, prefetch, wanted, write_at, write_pieces, write_whole},
     },
     BATCH, NotDelivered, VspQueue,
 };
 use crate::{
     ProtocolError, QueueMemory, ReceiveMetadata,
     ring::{rndis_message, write},
+    slots::Slots,
 };
 
 /// Suballocations that frames leave to control messages on the primary channel (SPEC-VMBUS §5.5).
 const CONTROL_RESERVE: usize = 16;
+/// So many frames ahead, a suballocation is asked for from the guest's cache.
+const AHEAD: usize = 4;
 
 impl VspQueue {
     /// Puts a frame into the receive buffer: its pieces in order, of which the first begins with `head` (see
@@ -81,26 +84,21 @@ impl VspQueue {
         let (Some(receive), Some(slot)) = (&memory.receive, self.slots.take()) else {
             return Err(NotDelivered::NoBuffer);
         };
+        if let Some(soon) = self.slots.peek(AHEAD) {
+            prefetch(receive, soon);
+        }
         let info = metadata.to_wire();
         let mut header = [0; PACKET_HEADER_SIZE + MAX_PPI_BYTES];
         let layout = PacketLayout::received(length, receive.section.sub_allocation_size);
         let written = layout.emit(&info, &mut header).unwrap_or(0);
         let header = header.get(..written).unwrap_or_default();
-        let placed = write_at(memory, slot, 0, &[Source::Bytes(header)])
-            && match pieces {
-                [piece] => {
-                    let (_, rest) = piece.split(16);
-                    let [a, b] = head;
-                    let mut first = [0; 16];
-                    let (low, high) = first.split_at_mut(8);
-                    low.copy_from_slice(&a.to_le_bytes());
-                    high.copy_from_slice(&b.to_le_bytes());
-                    let first = first.get(..piece.len().min(16)).unwrap_or_default();
-                    let sources = [Source::Bytes(first), Source::Shared(rest)];
-                    write_at(memory, slot, RECEIVE_DATA_OFFSET, &sources)
-                }
-                pieces => write_pieces(memory, slot, head, pieces),
-            };
+        let placed = match pieces {
+            [piece] if write_whole(receive, slot, header, head, *piece) => true,
+            pieces => {
+                write_at(memory, slot, 0, &[Source::Bytes(header)])
+                    && write_pieces(memory, slot, head, pieces)
+            }
+        };
         if !placed {
             self.slots.put(slot);
             return Err(NotDelivered::NoBuffer);
@@ -119,39 +117,11 @@ impl VspQueue {
         if self.batch.is_empty() {
             return Ok(true);
         }
-        let batch = std::mem::take(&mut self.batch);
-        let sent = self.send_suballocations(ring, &batch, ChannelType::Data)?;
-        if !sent {
-            self.batch = batch;
+        let sent = tell(ring, &self.state, &mut self.slots, &self.batch, ChannelType::Data)?;
+        if sent {
+            self.batch.clear();
         }
         Ok(sent)
-    }
-
-    fn send_suballocations(
-        &mut self,
-        ring: &mut RingSender,
-        slots: &[u32],
-        channel_type: ChannelType,
-    ) -> Result<bool, ProtocolError> {
-        let size = self.state.sub_allocation_size;
-        let ranges: ArrayVec<TransferPageRange, BATCH> = slots
-            .iter()
-            .take(BATCH)
-            .map(|slot| TransferPageRange { byte_count: size, byte_offset: slot * size })
-            .collect();
-        let transaction_id = self.slots.send(slots.iter().copied());
-        let packet = OutgoingPacket::TransferPages {
-            transaction_id,
-            page_set_id: self.state.receive_buffer_id,
-            ranges: &ranges,
-        };
-        let message = rndis_message(SendRndisPacket { channel_type, section: None });
-        let payload = message.get(..self.state.version.message_size()).unwrap_or(&message);
-        let sent = write(ring, packet, payload);
-        if !matches!(sent, Ok(true)) {
-            self.slots.recall(transaction_id);
-        }
-        sent
     }
 
     /// Sends an RNDIS control message to the guest, behind all frames delivered before. False if there is no room
@@ -175,10 +145,40 @@ impl VspQueue {
             self.slots.put(slot);
             return Ok(true);
         }
-        let sent = self.send_suballocations(ring, &[slot], ChannelType::Control)?;
+        let sent = tell(ring, &self.state, &mut self.slots, &[slot], ChannelType::Control)?;
         if !sent {
             self.slots.put(slot);
         }
         Ok(sent)
     }
+}
+
+/// Writes a packet that tells the guest of suballocations; false, with nothing changed, if the ring has no room.
+#[inline]
+fn tell(
+    ring: &mut RingSender,
+    state: &QueueState,
+    slots: &mut Slots,
+    told: &[u32],
+    channel_type: ChannelType,
+) -> Result<bool, ProtocolError> {
+    let size = state.sub_allocation_size;
+    let ranges: ArrayVec<TransferPageRange, BATCH> = told
+        .iter()
+        .take(BATCH)
+        .map(|slot| TransferPageRange { byte_count: size, byte_offset: slot * size })
+        .collect();
+    let transaction_id = slots.send(told.iter().copied());
+    let packet = OutgoingPacket::TransferPages {
+        transaction_id,
+        page_set_id: state.receive_buffer_id,
+        ranges: &ranges,
+    };
+    let message = rndis_message(SendRndisPacket { channel_type, section: None });
+    let payload = message.get(..state.version.message_size()).unwrap_or(&message);
+    let sent = write(ring, packet, payload);
+    if !matches!(sent, Ok(true)) {
+        slots.recall(transaction_id);
+    }
+    sent
 }
