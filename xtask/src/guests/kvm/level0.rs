@@ -20,6 +20,11 @@ const POLL: Duration = Duration::from_millis(100);
 /// Longer than a run ever took on a machine that does ten other things; nothing waits for it but a hang.
 const WALL: Duration = Duration::from_secs(2400);
 
+/// The command line of both guests' kernels. Without `no_timer_check` an emulated boot hangs now and then; mitigations
+/// cost time and protect nobody here; and what watches over time would take a busy machine for a broken kernel.
+pub(crate) const COMMAND_LINE: &str = "console=ttyS0 no_timer_check panic=-1 mitigations=off nowatchdog \
+     rcupdate.rcu_cpu_stall_suppress=1 sysctl.kernel.hung_task_timeout_secs=0";
+
 /// What the machine boots.
 pub(crate) struct Boot<'a> {
     pub(crate) qemu: &'a Qemu,
@@ -71,8 +76,7 @@ pub(crate) fn run(boot: &Boot<'_>, serial: &Path, errors: &Path) -> Result<Run> 
     command.args(["-no-user-config", "-no-reboot"]);
     command.arg("-serial").arg(format!("file:{}", serial.display()));
     command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs);
-    // Without no_timer_check an emulated boot hangs now and then; mitigations cost time and protect nobody here.
-    command.args(["-append", "console=ttyS0 no_timer_check panic=-1 quiet mitigations=off"]);
+    command.args(["-append", &format!("{COMMAND_LINE} quiet")]);
     let start = Instant::now();
     let mut machine = Machine::start(command, errors.to_path_buf())?;
     let mut shown = Shown::default();

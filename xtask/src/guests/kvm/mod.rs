@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use self::{
-    level0::{Boot, Run},
+    level0::{Boot, COMMAND_LINE, Run},
     stories::{KVM_MODULES, STORIES, Story},
     verdict::Verdict,
 };
@@ -180,7 +180,7 @@ fn guest(loud: bool) -> String {
     let quiet = if loud { "loglevel=7" } else { "quiet" };
     format!(
         "guest() {{ program=$1; shift; $program --kernel /guest/vmlinux --initrd /guest/initramfs \
-         --cmdline 'console=ttyS0 no_timer_check panic=-1 mitigations=off {quiet}' \"$@\" < /dev/null; }}\n"
+         --cmdline '{COMMAND_LINE} {quiet}' \"$@\" < /dev/null; }}\n"
     )
 }
 
