@@ -70,6 +70,8 @@ pub(crate) struct Run {
 
 /// Runs the machine until it ends; its serial line goes to the file `serial`, what QEMU says to `errors`.
 pub(crate) fn run(boot: &Boot<'_>, serial: &Path, errors: &Path) -> Result<Run> {
+    // What an earlier run has left must not be taken for this one's.
+    fs::write(serial, "").with_context(|| format!("writing {}", serial.display()))?;
     let mut command = boot.qemu.command();
     command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"]);
     command.args(["-m", &boot.memory.to_string(), "-display", "none", "-nodefaults"]);
