@@ -35,7 +35,7 @@ impl Cmos {
             0x0D => return 0x80,
             _ => return 0,
         };
-        u8::try_from(value / 10 << 4 | value % 10).unwrap_or(0)
+        u8::try_from((value / 10 * 16) + value % 10).unwrap_or(0)
     }
 }
 

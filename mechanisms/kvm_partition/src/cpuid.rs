@@ -168,7 +168,7 @@ mod tests {
             assert_eq!(registers(&list, 0xB, 1), [bits, count, 2 << 8 | 1, id]);
             assert_eq!(
                 registers(&list, 0x8000_0008, 0)[2] & 0xFFFF,
-                bits << 12 | 0x0600 | count - 1
+                bits << 12 | 0x0600 | (count - 1)
             );
             assert_eq!(registers(&list, 0x8000_001E, 0), [id, id, 0, 9]);
             assert!(!list.iter().any(|entry| entry.function == 0x1F));

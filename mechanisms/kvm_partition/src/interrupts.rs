@@ -42,13 +42,17 @@ pub struct Msi {
 #[derive(Clone, Default, Debug)]
 pub struct Routes {
     routes: BTreeMap<u32, Route>,
+    /// No GSI below is free.
+    first_free: u32,
 }
 
 impl Routes {
     /// Adds a route and says by which GSI; `None` if all are in use.
     pub fn add(&mut self, route: Route) -> Option<u32> {
-        let free = (IO_APIC_PINS..MAX_GSIS).find(|gsi| !self.routes.contains_key(gsi))?;
+        let candidates = self.first_free.max(IO_APIC_PINS)..MAX_GSIS;
+        let free = { candidates }.find(|gsi| !self.routes.contains_key(gsi))?;
         self.routes.insert(free, route);
+        self.first_free = free + 1;
         Some(free)
     }
 
@@ -61,7 +65,9 @@ impl Routes {
 
     /// Removes a route. Without effect if there is none.
     pub fn remove(&mut self, gsi: u32) {
-        self.routes.remove(&gsi);
+        if self.routes.remove(&gsi).is_some() {
+            self.first_free = self.first_free.min(gsi);
+        }
     }
 
     /// Where a GSI leads.

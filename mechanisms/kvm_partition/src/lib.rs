@@ -7,7 +7,7 @@
 //! Everything that can be decided without KVM is in modules without ioctls: [`layout`] (the memory map), [`acpi`],
 //! [`boot`] (kernel loading, first pages, first registers), [`cpuid`], [`synic`] (message slots and event flags),
 //! [`hypercall`], [`interrupts`] (the routing table), [`cmos`], [`ports`]. The shell around them is `kernel` (the
-//! ioctls that no safe crate has, the only `unsafe` here), `vcpu` (what a processor's exits become) and `machine`.
+//! ioctls that no safe crate has, the only `unsafe` here), `vcpu` (what a processor's exits become), `make`, `machine` and `devices`.
 //!
 //! The guest is hostile. What it writes is read once and checked; what it posts is held up to a bound; whatever it does
 //! ends at worst in a [`RunOutcome`].
@@ -20,6 +20,7 @@ pub mod boot;
 pub mod cmos;
 mod console;
 pub mod cpuid;
+mod devices;
 mod error;
 mod event_flags;
 pub mod hypercall;
@@ -27,6 +28,7 @@ pub mod interrupts;
 mod kernel;
 pub mod layout;
 mod machine;
+mod make;
 pub mod ports;
 mod survey;
 pub mod synic;
