@@ -218,12 +218,21 @@ impl KvmPartition {
         })
     }
 
-    /// Loads a kernel and starts the processors. Once.
-    pub fn boot(&self, mut boot: Boot) -> Result<(), KvmError> {
-        let machine = &self.machine;
+    /// Loads a kernel and starts the processors. Once: a guest that cannot be started has ended.
+    pub fn boot(&self, boot: Boot) -> Result<(), KvmError> {
         let Some(processors) = lock(&self.processors).take() else {
             return Err(KvmError::Started);
         };
+        let started = self.start(boot, processors);
+        if started.is_err() {
+            self.machine.end(RunOutcome::Stopped);
+            self.machine.reap(Vec::new());
+        }
+        started
+    }
+
+    fn start(&self, mut boot: Boot, processors: Vec<VcpuFd>) -> Result<(), KvmError> {
+        let machine = &self.machine;
         let count = u16::try_from(processors.len()).unwrap_or(u16::MAX);
         let entry = boot::load(&machine.ram, &machine.layout, count, &mut boot)?;
         if let Some(first) = processors.first() {
@@ -256,11 +265,8 @@ impl KvmPartition {
         let reaper = std::thread::Builder::new()
             .name("vcpu-reaper".to_owned())
             .spawn(move || ending.reap(threads))
-            .map_err(|source| {
-                // Nobody waits for the processors then, but they end.
-                machine.end(RunOutcome::Stopped);
-                KvmError::System { what: "a thread that ends processors", source }
-            })?;
+            // Nobody waits for the processors then, but they end.
+            .map_err(KvmError::io("a thread that ends processors"))?;
         *lock(&self.reaper) = Some(reaper);
         Ok(())
     }
