@@ -255,7 +255,10 @@ impl State {
             }
             switch::VfCommand::SwitchDataPath { to } => {
                 found.report.active = to;
-                found.left = found.report.vf;
+                // Whoever is not there is not asked to leave.
+                if found.on_vf {
+                    found.left = found.report.vf;
+                }
                 if willing && found.on_vf {
                     self.ask(port, to);
                 }
