@@ -39,8 +39,21 @@ pub(super) fn put(
 ) -> Option<()> {
     let mut header = [0; PACKET_HEADER_SIZE + MAX_PPI_BYTES];
     let written = layout.emit(info, &mut header)?;
-    buffer.write(at, header.get(..written)?)?;
-    buffer.write(at + layout.data_offset as usize, frame)
+    let header = header.get(..written)?;
+    let offset = layout.data_offset as usize;
+    let length = offset + frame.len();
+    match buffer.first_slice(at, length) {
+        Some(place) if place.len() == length => {
+            let (start, rest) = place.split(offset);
+            start.write_from(header);
+            rest.write_from(frame);
+            Some(())
+        }
+        _ => {
+            buffer.write(at, header)?;
+            buffer.write(at + offset, frame)
+        }
+    }
 }
 
 const fn wrong(range: TransferPageRange) -> ParseError {
