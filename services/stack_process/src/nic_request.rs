@@ -100,6 +100,16 @@ impl NicRequest {
     }
 }
 
+impl NicRequest {
+    /// What it is about, as it stands in a sentence: ` for VF 1 on VPort 2`.
+    pub fn objects(&self) -> String {
+        let vf = self.vf.map(|vf| format!(" for VF {vf}"));
+        let filter = self.filter.map(|filter| format!(" for filter {filter}"));
+        let vport = self.vport.map(|vport| format!(" on VPort {vport}"));
+        [vf, filter, vport].into_iter().flatten().collect()
+    }
+}
+
 /// What a request is about.
 #[derive(Default)]
 struct Objects {
@@ -150,16 +160,7 @@ impl fmt::Display for NicRequest {
         }
         // NICs are named by the word before their number and the space behind it.
         write!(f, "{} to {}", self.request, self.nic)?;
-        if let Some(vf) = self.vf {
-            write!(f, " for VF {vf}")?;
-        }
-        if let Some(filter) = self.filter {
-            write!(f, " for filter {filter}")?;
-        }
-        if let Some(vport) = self.vport {
-            write!(f, " on VPort {vport}")?;
-        }
-        write!(f, " ended with {} after {} µs", self.status, self.microseconds)
+        write!(f, "{} ended with {} after {} µs", self.objects(), self.status, self.microseconds)
     }
 }
 

@@ -13,7 +13,7 @@ use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use stack_process::control::{AdapterChange, AdapterReport, AnyEvent, EventRecord};
+use stack_process::control::{AdapterChange, AdapterReport, AnyEvent, EventRecord, ProcessEvent};
 use user_vm::AdapterStatistics;
 use virtualization_stack::{DataPath, Event, Reason};
 
@@ -416,6 +416,12 @@ fn tell(timeline: &mut Timeline, event: &EventRecord) {
         _ => {}
     }
     let adapter = event.adapter.as_deref().unwrap_or_default();
+    if let AnyEvent::Process(ProcessEvent::NicRequest(request)) = &event.event {
+        let about = format!("{adapter}{}", request.objects());
+        let actor = if request.kind.is_some() { "NDIS" } else { "pcivirt" };
+        let (status, took) = (&request.status, request.microseconds);
+        return timeline.entry(actor, &request.request, status, took, about.trim_start());
+    }
     let text = event.text.strip_prefix(adapter).and_then(|text| text.strip_prefix(": "));
     timeline.entry("stack", adapter, "", 0, text.unwrap_or(&event.text));
 }
