@@ -164,7 +164,7 @@ fn a_silent_guest_vetoes_the_stop_of_its_pf() {
 
 #[test]
 fn a_guest_that_uses_no_vf_is_a_reason_until_somebody_wants_a_retry() {
-    let world = World::new("[timeouts]\noffer = 0.2");
+    let world = World::new("[timeouts]\noffer = 1.0");
     let manners = Manners { uses_vf: false, willing: true };
     world.guests.manners(manners);
     let status = world.until("the guest is given up", |status| {
