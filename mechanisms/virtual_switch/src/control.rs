@@ -279,6 +279,8 @@ pub enum VfCommand {
     CompleteSwitch {
         /// The path that is active now: where the receive filters are.
         active: DataPath,
+        /// The request that is answered ([`PortReport::request`]): one that the switch has heard since stays open.
+        request: u64,
     },
 }
 
@@ -642,9 +644,9 @@ mod tests {
 
     #[test]
     fn commands_are_written_as_they_are_named() {
-        let text = r#"{"port":"web","command":{"complete_switch":{"active":"vf"}}}"#;
+        let text = r#"{"port":"web","command":{"complete_switch":{"active":"vf","request":3}}}"#;
         let command: PortCommand = serde_json::from_str(text).unwrap();
-        assert_eq!(command.command, VfCommand::CompleteSwitch { active: DataPath::Vf });
+        assert_eq!(command.command, VfCommand::CompleteSwitch { active: DataPath::Vf, request: 3 });
         assert_eq!(serde_json::to_string(&command).unwrap(), text);
         assert!(serde_json::from_str::<PortConfig>(r#"{"port":"a","mac":"","vlna":1}"#).is_err());
         let config = PortConfig {

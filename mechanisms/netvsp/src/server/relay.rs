@@ -29,6 +29,9 @@ pub enum VfCommand {
     Complete {
         /// The path.
         active: DataPath,
+        /// The number of the request that is answered ([`VfReport::requests`] when it was seen): another one stays
+        /// open. `None` answers whichever there is.
+        request: Option<u64>,
     },
 }
 
@@ -164,13 +167,15 @@ impl Relay {
                     self.out.push(VfEffect::NotifySynthetic);
                 }
             }
-            VfCommand::Complete { active } => self.complete(active),
+            VfCommand::Complete { active, request } => self.complete(active, request),
         }
     }
 
-    fn complete(&mut self, active: DataPath) {
+    fn complete(&mut self, active: DataPath, request: Option<u64>) {
         self.active = active;
-        let refused = match self.open.take() {
+        // The answer to a driver that is gone is none to the one after it.
+        let answers = request.is_none_or(|request| request == self.requests);
+        let refused = match self.open.take_if(|_| answers) {
             Some(Ask { path, request }) => {
                 self.on_vf = active == DataPath::Vf && path == DataPath::Vf;
                 self.out.extend(request.map(VfEffect::Complete));
@@ -182,7 +187,9 @@ impl Relay {
         if refused && active == DataPath::Synthetic {
             self.out.push(VfEffect::NotifySynthetic);
         }
-        if let Some(ask) = self.next.take() {
+        if self.open.is_none()
+            && let Some(ask) = self.next.take()
+        {
             self.pass_on(ask);
         }
     }
@@ -233,7 +240,7 @@ mod tests {
         relay.command(Available { serial: SERIAL });
         relay.guest_asks(Vf, Some(1));
         assert_eq!(relay.path(true), Synthetic, "not before the answer");
-        relay.command(VfCommand::Complete { active: Vf });
+        relay.command(VfCommand::Complete { active: Vf, request: None });
         assert_eq!(relay.take(), [associate(true), MoveFilters(Vf), Complete(1)]);
         assert_eq!(relay.path(true), Vf);
         relay
@@ -246,7 +253,7 @@ mod tests {
         assert_eq!((relay.take(), relay.path(true)), (vec![NotifySynthetic], Synthetic));
         relay.guest_asks(Synthetic, Some(2));
         assert_eq!(relay.report().asks, Some(Synthetic));
-        relay.command(VfCommand::Complete { active: Synthetic });
+        relay.command(VfCommand::Complete { active: Synthetic, request: None });
         relay.command(Lost { serial: SERIAL });
         assert_eq!(relay.take(), [MoveFilters(Synthetic), Complete(2), associate(false)]);
         relay.guest_asks(Synthetic, Some(3));
@@ -261,7 +268,7 @@ mod tests {
         relay.guest_asks(Synthetic, Some(2));
         assert_eq!((relay.path(true), relay.report().active), (Synthetic, Vf));
         // Filters could not be moved.
-        relay.command(VfCommand::Complete { active: Vf });
+        relay.command(VfCommand::Complete { active: Vf, request: None });
         assert_eq!(relay.take(), [MoveFilters(Synthetic), Complete(2)]);
         assert_eq!(relay.path(true), Synthetic, "it takes the answer for a yes");
     }
@@ -274,7 +281,7 @@ mod tests {
         assert_eq!(relay.take(), [NotifySynthetic, associate(false)]);
         relay.guest_asks(Synthetic, Some(2));
         assert_eq!(relay.take(), [MoveFilters(Synthetic)], "filters may still be on the VF");
-        relay.command(VfCommand::Complete { active: Synthetic });
+        relay.command(VfCommand::Complete { active: Synthetic, request: None });
         assert_eq!(relay.take(), [Complete(2)]);
     }
 
@@ -286,14 +293,35 @@ mod tests {
         relay.guest_asks(Vf, Some(1));
         relay.take();
         relay.command(Lost { serial: SERIAL });
-        relay.command(VfCommand::Complete { active: Synthetic });
+        relay.command(VfCommand::Complete { active: Synthetic, request: None });
         assert_eq!(relay.take(), [associate(false), Complete(1), NotifySynthetic]);
+    }
+
+    #[test]
+    fn the_answer_to_a_driver_that_is_gone_is_none_to_the_next_one() {
+        for active in [Synthetic, Vf] {
+            let mut relay = Relay::new();
+            relay.initialized(true);
+            relay.command(Available { serial: SERIAL });
+            relay.guest_asks(Vf, Some(1));
+            let seen = relay.report().requests;
+            relay.closed();
+            relay.initialized(true);
+            relay.guest_asks(Vf, Some(2));
+            relay.take();
+            relay.command(VfCommand::Complete { active, request: Some(seen) });
+            assert_eq!((relay.take(), relay.report().asks), (vec![], Some(Vf)), "it still waits");
+            assert_eq!((relay.path(true), relay.report().active), (Synthetic, active));
+            let request = Some(relay.report().requests);
+            relay.command(VfCommand::Complete { active: Vf, request });
+            assert_eq!((relay.take(), relay.path(true)), (vec![Complete(2)], Vf));
+        }
     }
 
     #[test]
     fn a_path_taken_back_without_a_request_is_announced() {
         let mut relay = on_vf();
-        relay.command(VfCommand::Complete { active: Synthetic });
+        relay.command(VfCommand::Complete { active: Synthetic, request: None });
         assert_eq!((relay.take(), relay.path(true)), (vec![NotifySynthetic], Synthetic));
     }
 
@@ -305,9 +333,9 @@ mod tests {
         relay.guest_asks(Synthetic, Some(4));
         relay.guest_asks(Vf, Some(5));
         assert_eq!(relay.take(), [MoveFilters(Synthetic), Complete(3), Complete(4)]);
-        relay.command(VfCommand::Complete { active: Synthetic });
+        relay.command(VfCommand::Complete { active: Synthetic, request: None });
         assert_eq!(relay.take(), [Complete(2), MoveFilters(Vf)]);
-        relay.command(VfCommand::Complete { active: Vf });
+        relay.command(VfCommand::Complete { active: Vf, request: None });
         assert_eq!((relay.take(), relay.path(true)), (vec![Complete(5)], Vf));
     }
 
@@ -322,10 +350,10 @@ mod tests {
         assert_eq!(relay.take(), [associate(true)]);
         assert_eq!(relay.path(true), Synthetic, "this driver was not given the VF");
         // The stack's answer to the old driver comes late, and completes nothing.
-        relay.command(VfCommand::Complete { active: Vf });
+        relay.command(VfCommand::Complete { active: Vf, request: None });
         assert_eq!((relay.take(), relay.path(true)), (vec![], Synthetic));
         relay.guest_asks(Vf, Some(1));
-        relay.command(VfCommand::Complete { active: Vf });
+        relay.command(VfCommand::Complete { active: Vf, request: None });
         assert_eq!((relay.take(), relay.path(true)), (vec![MoveFilters(Vf), Complete(1)], Vf));
     }
 
@@ -362,7 +390,7 @@ mod tests {
             (1..4u32).prop_map(|serial| Available { serial }),
             (1..4u32).prop_map(|serial| Lost { serial }),
             Just(Leave),
-            path.clone().prop_map(|active| VfCommand::Complete { active }),
+            path.clone().prop_map(|active| VfCommand::Complete { active, request: None }),
         ];
         let step = prop_oneof![
             5 => command.prop_map(Step::Command),

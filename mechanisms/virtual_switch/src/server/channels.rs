@@ -139,7 +139,7 @@ impl Ports {
             if let Some(serial) = before.serial {
                 nic.vf_command(VfCommand::Available { serial });
             }
-            nic.vf_command(VfCommand::Complete { active: before.active });
+            nic.vf_command(VfCommand::Complete { active: before.active, request: None });
             before.requests
         })?;
         state.synthetic(name)?.requests_before += requests;

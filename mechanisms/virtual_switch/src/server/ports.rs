@@ -413,6 +413,8 @@ impl Ports {
 
     /// Tells a port about its VF.
     pub(super) fn command(&self, command: &PortCommand) -> Result<(), NtStatus> {
+        let mut state = self.lock();
+        let requests_before = state.synthetic(&command.port)?.requests_before;
         let told = match command.command {
             VfCommand::VfAvailable { serial } => server::VfCommand::Available { serial },
             VfCommand::VfLost { serial } => server::VfCommand::Lost { serial },
@@ -421,12 +423,12 @@ impl Ports {
             VfCommand::SwitchDataPath { to: DataPath::Vf } => {
                 return Err(NtStatus::INVALID_PARAMETER);
             }
-            VfCommand::CompleteSwitch { active } => {
-                server::VfCommand::Complete { active: active.into() }
-            }
+            VfCommand::CompleteSwitch { active, request } => server::VfCommand::Complete {
+                active: active.into(),
+                // One of a NIC before this one is none of this one's: they count from 1.
+                request: Some(request.saturating_sub(requests_before)),
+            },
         };
-        let mut state = self.lock();
-        state.synthetic(&command.port)?;
         self.change(&state, &command.port, move |port| port.nic().vf_command(told))?;
         self.look_at(&mut state, &command.port);
         Ok(())

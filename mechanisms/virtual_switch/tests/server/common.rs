@@ -1,7 +1,7 @@
 //! Those who talk to a switch, played.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     os::fd::{AsFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
@@ -78,7 +78,12 @@ impl World {
     }
 
     pub(crate) fn stack(&self) -> Stack {
-        Stack { client: connect(self.socket(), "stack"), pending: None, uplinks: VecDeque::new() }
+        Stack {
+            client: connect(self.socket(), "stack"),
+            pending: None,
+            uplinks: VecDeque::new(),
+            requests: BTreeMap::new(),
+        }
     }
 
     /// A worker with a guest that is up on a port.
@@ -133,6 +138,8 @@ pub(crate) struct Stack {
     pending: Option<SentRequest>,
     /// Reports of the uplink, which came in between.
     pub(crate) uplinks: VecDeque<UplinkReport>,
+    /// The last request of each port that was reported.
+    requests: BTreeMap<String, u64>,
 }
 
 impl Stack {
@@ -160,8 +167,10 @@ impl Stack {
         self.call(PrivateControl::PortCommand, &command).unwrap();
     }
 
+    /// Answers the request that was reported last.
     pub(crate) fn complete(&self, port: &str, active: DataPath) {
-        self.command(port, VfCommand::CompleteSwitch { active });
+        let request = self.requests.get(port).copied().unwrap_or_default();
+        self.command(port, VfCommand::CompleteSwitch { active, request });
     }
 
     /// The next report, if there is one already or the switch has one to send.
@@ -175,7 +184,10 @@ impl Stack {
                 return None;
             }
             match answer(self.pending.take()?).unwrap() {
-                SwitchReport::Port(report) => return Some(report),
+                SwitchReport::Port(report) => {
+                    self.requests.insert(report.port.clone(), report.request);
+                    return Some(report);
+                }
                 SwitchReport::Uplink(report) => self.uplinks.push_back(report),
             }
         }

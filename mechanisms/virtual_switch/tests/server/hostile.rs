@@ -189,7 +189,7 @@ fn controls_that_make_no_sense_are_refused_one_by_one() {
     assert_eq!(command("vm1", VfCommand::SwitchDataPath { to: DataPath::Vf }), INVALID);
     // Without a guest, and without a VF, they are just noted.
     command("vm1", lost).unwrap();
-    command("vm1", VfCommand::CompleteSwitch { active: DataPath::Synthetic }).unwrap();
+    command("vm1", VfCommand::CompleteSwitch { active: DataPath::Synthetic, request: 0 }).unwrap();
     let upcall = PrivateControl::NextUpcall;
     assert_eq!(stack.call(upcall, &PortName { port: "vm9".into() }), Err(NtStatus::NOT_FOUND));
     let small = Target::Private(PrivateControl::Status.code());

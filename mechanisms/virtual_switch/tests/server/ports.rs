@@ -147,7 +147,9 @@ fn kind_and_address_stay_while_channels_are_open_and_what_cannot_be_is_refused()
     set(&PortConfig { max_channels: 4, sriov: false, ..moved }).unwrap();
     one.open().unwrap();
     one.run_until("up", |worker| worker.up);
-    assert_eq!(stack.port_status("vm1").guest, GuestState::Ready { sriov: false });
+    // The switch looks at its ports once their guests have their answers.
+    let ready = GuestState::Ready { sriov: false };
+    wait_for("the port knows", || stack.port_status("vm1").guest == ready);
 }
 
 #[test]

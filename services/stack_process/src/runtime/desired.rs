@@ -209,6 +209,7 @@ impl Runtime {
             port_switch: None,
             leaving: false,
             port: None,
+            request: 0,
             port_error: None,
             offered: None,
         };

@@ -17,8 +17,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use device_control::DriverName;
 use virtual_switch::control::UplinkReport;
 use virtualization_stack::{
-    AdapterId, Effect, Input, NetVspCommand, NicId, Stack, StackConfig, StackError, Time, VfSerial,
-    VmId, VmState, VmSwitchId, VpciCommand,
+    AdapterId, Effect, Input, NetVspCommand, NetVspReport, NicId, Stack, StackConfig, StackError,
+    Time, VfSerial, VmId, VmState, VmSwitchId, VpciCommand,
 };
 
 use crate::Configuration;
@@ -71,6 +71,8 @@ struct Adapter {
     leaving: bool,
     /// What its port last reported, on this connection to its switch.
     port: Option<PortLevels>,
+    /// The last request of its port that the stack has taken in: the one that it answers.
+    request: u64,
     port_error: Option<String>,
     /// The VF that its VM's host side was told to offer, and that is not reported gone.
     offered: Option<VfSerial>,
@@ -223,6 +225,11 @@ impl Runtime {
 
     /// One input; what follows from it is to be carried out at once.
     fn effects_of(&mut self, input: Input) -> Result<Vec<Effect>, StackError> {
+        if let Input::NetVsp(id, NetVspReport::AsksDataPath(_)) = input
+            && let Some(adapter) = self.adapters.get_mut(&id)
+        {
+            adapter.request = adapter.port.map_or(0, |port| port.request);
+        }
         self.stack.step(input, Time::since_start(self.start.elapsed()))
     }
 

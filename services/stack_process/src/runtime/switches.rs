@@ -247,7 +247,9 @@ impl Runtime {
                 (VfCommand::SwitchDataPath { to: port_path(to) }, "SwitchDataPath")
             }
             NetVspCommand::CompleteSwitch { active } => {
-                (VfCommand::CompleteSwitch { active: port_path(active) }, "CompleteSwitch")
+                let request = self.adapters.get(&adapter).map_or(0, |adapter| adapter.request);
+                let active = port_path(active);
+                (VfCommand::CompleteSwitch { active, request }, "CompleteSwitch")
             }
         };
         self.send_port_command(switch, adapter, command, request);

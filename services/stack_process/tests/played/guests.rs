@@ -263,10 +263,14 @@ impl State {
                     self.ask(port, to);
                 }
             }
-            switch::VfCommand::CompleteSwitch { active } => {
-                let asked = found.report.asks.take();
+            switch::VfCommand::CompleteSwitch { active, request } => {
+                let on_vf = active == switch::DataPath::Vf;
                 found.report.active = active;
-                found.on_vf = active == switch::DataPath::Vf && asked == Some(active);
+                // An answer to what is asked no more, by a driver that is gone, is none.
+                match found.report.asks.take_if(|_| request == found.report.request) {
+                    Some(asked) => found.on_vf = on_vf && asked == active,
+                    None => found.on_vf &= on_vf,
+                }
             }
         }
         self.tell(port);
@@ -353,7 +357,7 @@ fn kind(command: &switch::VfCommand) -> String {
         switch::VfCommand::VfAvailable { .. } => "VfAvailable".into(),
         switch::VfCommand::VfLost { .. } => "VfLost".into(),
         switch::VfCommand::SwitchDataPath { to } => format!("SwitchDataPath {to}"),
-        switch::VfCommand::CompleteSwitch { active } => format!("CompleteSwitch {active}"),
+        switch::VfCommand::CompleteSwitch { active, .. } => format!("CompleteSwitch {active}"),
     }
 }
 

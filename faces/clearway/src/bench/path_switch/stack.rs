@@ -247,6 +247,7 @@ impl Carrier {
                         DataPath::Synthetic => NvspPath::Synthetic,
                         DataPath::Vf => NvspPath::Vf,
                     },
+                    request: None,
                 },
             };
             let port = self.bonded.port;
