@@ -11,6 +11,7 @@ use adapter::{AdapterConfig, AdapterServer, control_socket};
 use device_control::{DeviceControlClient, DriverName, SentRequest};
 use ndis::{AdapterConfiguration, Keywords};
 use ndis_protocol::{MacAddress, Name, VlanId};
+use pcivirt_protocol::IOCTL_SRIOV_DETACH;
 use stack_process::nic_call;
 use virtualization_stack::{AdapterConfig as VmAdapterConfig, *};
 
@@ -221,6 +222,8 @@ fn what_an_earlier_life_of_the_stack_left_on_a_real_nic_is_swept() {
     world.tell(Input::NicConnected(NIC));
     world.until("a VF becomes active", World::all_active);
     assert_eq!(world.nic().vfs.len(), 1);
+    // The end of a connection is noticed in its own time, and until then the next one may not attach.
+    world.client.ioctl(IOCTL_SRIOV_DETACH, &[], 0, PATIENCE).unwrap();
     drop(world);
 
     let mut world = World::new(directory.path());
