@@ -241,19 +241,30 @@ fn listen(path: &Path) -> Result<OwnedFd, UserVmError> {
     if client::connect(path).is_ok() {
         return Err(UserVmError::AlreadyRuns(path.to_owned()));
     }
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
     let listen = || -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // It has another name until it listens: whoever sees it at its path can connect.
+        let socket =
+            tempfile::Builder::new().prefix(".").rand_bytes(5).make_in(directory, |absolute| {
+                let name = absolute.file_name().unwrap_or_default();
+                let address = SocketAddrUnix::new(directory.join(name))?;
+                let kind = SocketType::SEQPACKET;
+                let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+                // Before it has a name, so that nobody else gets in between.
+                rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+                rustix::net::bind(&socket, &address)?;
+                Ok(socket)
+            })?;
+        rustix::net::listen(socket.as_file(), 16)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        // Before it has a name, so that nobody else gets in between.
-        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-        rustix::net::listen(&socket, 16)?;
-        Ok(socket)
+        Ok(socket.persist_noclobber(path)?)
     };
     listen().map_err(|source| UserVmError::Io {
         name: path.display().to_string(),
@@ -288,5 +299,30 @@ mod tests {
         listen(&path).unwrap();
         let missing = listen(&directory.path().join("no/vm.sock"));
         assert!(matches!(missing, Err(UserVmError::Io { .. })));
+    }
+
+    #[test]
+    fn a_control_socket_that_is_there_can_be_connected_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        for round in 0..500 {
+            let start = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                let connected = scope.spawn(|| {
+                    start.wait();
+                    loop {
+                        match client::connect(&path) {
+                            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                            other => return other.map(drop),
+                        }
+                    }
+                });
+                start.wait();
+                let listener = listen(&path).unwrap();
+                connected.join().unwrap().unwrap_or_else(|error| panic!("round {round}: {error}"));
+                drop(listener);
+            });
+            fs::remove_file(&path).unwrap();
+        }
     }
 }
