@@ -4,6 +4,7 @@ use std::{
     fmt::Debug,
     os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
+    time::SystemTime,
 };
 
 use vmbus::EventFd;
@@ -77,6 +78,15 @@ pub struct MsiBlock {
     pub data: u32,
     /// One for each message: whoever signals it, interrupts the guest. They may be passed to other processes.
     pub events: Vec<EventFd>,
+}
+
+/// What a partition's reference counter showed at a time of the host's.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct ReferenceTime {
+    /// The counter (HV_X64_MSR_TIME_REF_COUNT), which the guest reads too: 100 ns since the partition was made.
+    pub count: u64,
+    /// The host's time then, as nearly at once as can be had.
+    pub at: SystemTime,
 }
 
 /// A guest, as the host's end of VMBus and of its devices sees it.
@@ -156,4 +166,10 @@ pub trait Partition: Send + Sync + Debug {
     /// The range that begins at `gpa` is no MMIO any more; a handler is not called after the return, but for a call
     /// that is under way. Without effect if there is none.
     fn remove_mmio(&self, gpa: u64);
+
+    /// What the partition's reference counter shows now, for a guest that is told the time. `None` if there is none
+    /// that the guest could read, or it cannot be read now; a partition has one always or never.
+    fn reference_time(&self) -> Option<ReferenceTime> {
+        None
+    }
 }

@@ -22,7 +22,8 @@ mod pages;
 pub mod user;
 
 pub use contract::{
-    MmioHandler, MmioPages, MsiBlock, Partition, PartitionEvent, PostError, VmbusMessage,
+    MmioHandler, MmioPages, MsiBlock, Partition, PartitionEvent, PostError, ReferenceTime,
+    VmbusMessage,
 };
 pub use error::PartitionError;
 pub use memory::{GuestMemory, GuestRegion};
