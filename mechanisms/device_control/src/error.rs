@@ -2,6 +2,7 @@
 
 use crate::{RequestId, Target};
 use device_control_protocol::MessageError;
+use listening_socket::ListenError;
 use pcivirt_protocol::NtStatus;
 use rustix::io::Errno;
 use std::path::PathBuf;
@@ -10,38 +11,9 @@ use std::time::Duration;
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// A live server has the path.
-    #[error(
-        "{} is served by another process already: stop it, or choose another path",
-        path.display()
-    )]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something that is not a socket is in the way.
-    #[error("{} is not a socket and will not be replaced: remove it, or choose another path", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Somebody else could put a socket of theirs in this directory.
-    #[error(
-        "the directory {} can be written by others: use one of your own with mode 0700",
-        path.display()
-    )]
-    UnsafeDirectory {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The path does not fit into a socket address.
-    #[error("the socket path {} has {length} bytes, and Linux allows 107: choose a shorter one", path.display())]
-    PathTooLong {
-        /// The socket.
-        path: PathBuf,
-        /// Its length in bytes.
-        length: usize,
-    },
+    /// Its socket cannot be listened at.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The operating system refused.
     #[error("{action} {}", path.display())]
     Os {

@@ -13,7 +13,6 @@ mod connection;
 mod credentials;
 mod error;
 mod handler;
-mod listener;
 mod pending;
 mod pf_driver_handler;
 mod remote_device;
@@ -26,6 +25,7 @@ pub use device_control_protocol::{
 };
 pub use error::{ClientError, ServerError};
 pub use handler::{Client, DeviceControlHandler, PendingRequest, Request};
+pub use listening_socket::ListenError;
 pub use pending::SentRequest;
 pub use pf_driver_handler::PfDriverHandler;
 pub use remote_device::RemoteSriovDevice;

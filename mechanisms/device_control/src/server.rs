@@ -4,22 +4,25 @@ use crate::connection::Connection;
 use crate::credentials::{Credentials, peer_credentials};
 use crate::error::{ProtocolError, ServerError};
 use crate::handler::{Client, DeviceControlHandler};
-use crate::listener::Listener;
 use crate::wire::{self, WireError};
 use device_control_protocol::{
     ClientId, DriverName, Hello, MAX_OUTSTANDING_BYTES, MAX_OUTSTANDING_REQUESTS, Message,
     PROTOCOL_VERSION, Welcome,
 };
+use listening_socket::ListeningSocket;
 use pcivirt_protocol::NtStatus;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{Shutdown, SocketType, shutdown};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// Connections the kernel holds for a server that is busy accepting.
+const BACKLOG: i32 = 64;
 
 /// How long a server that ends waits for its clients to read what was completed, all of them together.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -103,7 +106,7 @@ impl DeviceControlServer {
         handler: Arc<dyn DeviceControlHandler>,
     ) -> Result<Self, ServerError> {
         let path = config.path.clone();
-        let listener = Listener::bind(&path)?;
+        let listener = ListeningSocket::bind(&path, SocketType::STREAM, BACKLOG)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|source| ServerError::Os { action: "watching", path: path.clone(), source })?;
         let stop = Arc::new(stop);
@@ -149,10 +152,9 @@ impl Shared {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn accept_until(self: &Arc<Self>, listener: &Listener, stop: &OwnedFd) {
+    fn accept_until(self: &Arc<Self>, listener: &ListeningSocket, stop: &OwnedFd) {
         loop {
-            let mut fds =
-                [PollFd::new(listener.socket(), PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+            let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => {

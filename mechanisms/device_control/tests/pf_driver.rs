@@ -293,7 +293,7 @@ fn a_server_that_is_killed_leaves_a_socket_that_the_next_one_takes_over() {
     let config = ServerConfig::new(&path, name("nic0"));
     let handler = Arc::new(PfDriverHandler::new(driver()));
     let second = DeviceControlServer::start(config.clone(), handler.clone());
-    assert!(matches!(second, Err(ServerError::InUse { .. })));
+    assert!(matches!(second, Err(ServerError::Listen(ListenError::InUse { .. }))));
 
     child.kill();
     assert_eq!(remote.query_luid(), Err(NtStatus::DEVICE_REMOVED));

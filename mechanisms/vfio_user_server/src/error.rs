@@ -1,40 +1,15 @@
 //! What can go wrong when serving, and why a connection ended.
 
-use std::path::PathBuf;
-
+use listening_socket::ListenError;
 use rustix::io::Errno as OsError;
 use vfio_user_protocol::ProtocolError;
 
 /// A server that cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The socket's directory cannot be made or opened.
-    #[error("the directory {} of the vfio-user socket cannot be used", .path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: OsError,
-    },
-    /// Something that is not a socket has the name.
-    #[error("{} exists and is not a socket; remove it or choose another path", .path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Another process listens there.
-    #[error("{} is served by another process; stop it or choose another path", .path.display())]
-    InUse {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The path does not fit in a socket address (107 bytes), or holds NUL.
-    #[error("{} is no possible socket path: at most 107 bytes without NUL", .path.display())]
-    PathUnusable {
-        /// The path.
-        path: PathBuf,
-    },
+    /// Its socket cannot be listened at.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// Any other refusal of the kernel.
     #[error("{what} for the vfio-user socket failed")]
     Os {

@@ -20,7 +20,6 @@ mod limits;
 mod log_budget;
 mod server;
 mod session;
-mod socket_path;
 
 #[cfg(test)]
 mod tests;
@@ -29,5 +28,6 @@ pub use device::{IrqChange, PciFunctionDevice, Region, RegionMemory};
 pub use error::{DisconnectReason, ServerError};
 pub use event_fd::{EventFd, NotAnEventFd};
 pub use limits::Limits;
+pub use listening_socket::ListenError;
 pub use server::{ServerOptions, VfioUserServer, serve_connection};
 pub use vfio_user_protocol::{Errno, PciIrq, PciRegion, SparseMmapArea};

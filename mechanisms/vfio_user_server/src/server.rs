@@ -11,10 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use listening_socket::{ListeningSocket, SocketPath};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno as OsError,
-    net::SocketFlags,
+    net::{SocketFlags, SocketType},
 };
 
 use crate::{
@@ -22,9 +23,10 @@ use crate::{
     connection::{Connection, RefusalNote, WaitFor},
     log_budget::{LogBudget, Verdict},
     session::Session,
-    socket_path::ListeningSocket,
 };
 
+/// Connections that may wait; further ones are refused by the kernel.
+const BACKLOG: i32 = 8;
 /// How long accepting pauses when the process is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,7 +61,7 @@ pub struct VfioUserServer {
     control: Arc<Control>,
     thread: Option<JoinHandle<()>>,
     /// `None` when the listening socket was given.
-    path: Option<ListeningSocket>,
+    path: Option<SocketPath>,
 }
 
 /// What the thread and its owner share.
@@ -92,7 +94,8 @@ impl VfioUserServer {
         device: Arc<Mutex<D>>,
         options: ServerOptions,
     ) -> Result<Self, ServerError> {
-        let (path, listener) = ListeningSocket::bind(path)?;
+        let (listener, path) =
+            ListeningSocket::bind(path, SocketType::STREAM, BACKLOG)?.into_parts();
         Self::start(listener, Some(path), device, options)
     }
 
@@ -109,7 +112,7 @@ impl VfioUserServer {
 
     fn start<D: PciFunctionDevice + ?Sized + 'static>(
         listener: OwnedFd,
-        path: Option<ListeningSocket>,
+        path: Option<SocketPath>,
         device: Arc<Mutex<D>>,
         options: ServerOptions,
     ) -> Result<Self, ServerError> {
@@ -124,7 +127,7 @@ impl VfioUserServer {
 
     /// Where it listens, unless the listening socket was given.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_ref().map(ListeningSocket::path)
+        self.path.as_ref().map(SocketPath::path)
     }
 
     /// Whether a client has agreed on a version and is connected.
