@@ -65,7 +65,7 @@ fn a_host_whose_clock_was_set_has_its_guest_set_its_own() {
     world.pass(seconds(10));
     assert_eq!(purposes(&world.guest.times[2..]), [Sync, Sample, Sync, Sample]);
     let last = world.guest.times[5];
-    assert_eq!(last.host_time, START.utc + 25 * TICKS_PER_SECOND - 3598_1 * TICKS_PER_SECOND / 10);
+    assert_eq!(last.host_time, START.utc + 25 * TICKS_PER_SECOND - 35_981 * TICKS_PER_SECOND / 10);
 }
 
 #[test]
