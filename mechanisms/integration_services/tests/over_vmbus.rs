@@ -179,8 +179,7 @@ impl Driver {
         // Rings that are broken say nothing.
         let channel = &mut channel.channel;
         let _ = channel.woken();
-        loop {
-            let Ok(Some(packet)) = channel.receive() else { break };
+        while let Ok(Some(packet)) = channel.receive() {
             let mut payload = vec![0; packet.payload.len()];
             packet.payload.read_into(&mut payload);
             let Some(answer) = driver.answer(&payload) else { continue };
