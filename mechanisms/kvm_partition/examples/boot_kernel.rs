@@ -8,6 +8,7 @@
 use std::{
     fs::File,
     io::{self, Read},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -61,7 +62,7 @@ fn arguments() -> Result<Arguments, Error> {
 fn main() -> Result<ExitCode, Error> {
     tracing_subscriber::fmt().with_writer(io::stderr).init();
     let arguments = arguments()?;
-    let host = KvmHost::survey()?;
+    let host = KvmHost::survey(Path::new(KvmHost::DEVICE))?;
     let config = KvmPartitionConfig {
         memory_bytes: arguments.memory_mib << 20,
         pages: PageSize::Base,

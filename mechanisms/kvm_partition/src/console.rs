@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     io::{self, Write},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use vm_superio::{Serial, Trigger, serial::NoEvents};
@@ -46,38 +46,102 @@ impl Write for Lossy {
 /// waits makes the guest wait. What a person types comes in by [`Console::input`].
 pub struct Console {
     /// Processors contend with the thread that brings input.
-    serial: Mutex<Serial<Raise, NoEvents, Lossy>>,
+    port: Mutex<Port>,
+    /// Tells whoever brings input that there is room again.
+    room: EventFd,
 }
 
-impl std::fmt::Debug for Console {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Console")
+struct Port {
+    serial: Serial<Raise, NoEvents, Lossy>,
+    /// Somebody has more input than there was room for.
+    wanted: bool,
+    /// Registers 0 and 1 are the divisor's.
+    divisor_latch: bool,
+    /// The guest wants to be interrupted by input.
+    listens: bool,
+    loopback: bool,
+}
+
+/// Bytes that the guest need not have read.
+const ROOM: usize = 64;
+/// The register with the enabled interrupts, of which bit 0 is for input.
+const INTERRUPT_ENABLE: u8 = 1;
+/// The register whose bit 7 is the divisor latch's.
+const LINE_CONTROL: u8 = 3;
+/// The register whose bit 4 puts the port into loopback mode.
+const MODEM_CONTROL: u8 = 4;
+
+impl Port {
+    /// Whether a driver would hear of input. Before one has opened the port, and while it tests it, input would be lost.
+    fn takes_input(&self) -> bool {
+        self.listens && !self.loopback
+    }
+
+    /// Gives what there is room for.
+    fn input(&mut self, bytes: &[u8]) -> usize {
+        let room = self.serial.fifo_capacity().min(bytes.len());
+        let Some(bytes) = bytes.get(..room).filter(|bytes| !bytes.is_empty()) else { return 0 };
+        if self.takes_input() { self.serial.enqueue_raw_bytes(bytes).unwrap_or(0) } else { 0 }
+    }
+
+    /// Signals once that there is room, if somebody waits for it. Not before the guest has read all: once for 64 bytes.
+    fn tell(&mut self, room: &EventFd) {
+        if self.wanted && self.takes_input() && self.serial.fifo_capacity() == ROOM {
+            self.wanted = false;
+            room.signal();
+        }
     }
 }
 
 impl Console {
-    pub(crate) fn new(interrupt: EventFd, output: Output) -> Self {
-        Self { serial: Mutex::new(Serial::new(Raise(interrupt), Lossy(output))) }
+    pub(crate) fn new(interrupt: EventFd, room: EventFd, output: Output) -> Self {
+        let port = Port {
+            serial: Serial::new(Raise(interrupt), Lossy(output)),
+            wanted: false,
+            divisor_latch: false,
+            listens: false,
+            loopback: false,
+        };
+        Self { port: Mutex::new(port), room }
     }
 
-    /// Gives the guest bytes to read and says how many it took; it has room for 64 that it has not read.
+    /// Gives the guest bytes to read and says how many it took: none before its driver listens, and then as many as make
+    /// 64 that it has not read. If it took fewer than there were, [`Console::room`] is signalled when it may take more.
     pub fn input(&self, bytes: &[u8]) -> usize {
-        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = serial.fifo_capacity().min(bytes.len());
-        let Some(bytes) = bytes.get(..room).filter(|bytes| !bytes.is_empty()) else { return 0 };
-        // In loopback mode the port takes nothing from outside.
-        serial.enqueue_raw_bytes(bytes).unwrap_or(0)
+        let mut port = self.port();
+        let taken = port.input(bytes);
+        port.wanted = taken < bytes.len();
+        taken
+    }
+
+    /// Becomes readable when the guest may take more, after [`Console::input`] had more than it took.
+    pub fn room(&self) -> &EventFd {
+        &self.room
     }
 
     /// The guest reads a register.
     pub(crate) fn read(&self, register: u8) -> u8 {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).read(register)
+        let mut port = self.port();
+        let value = port.serial.read(register);
+        port.tell(&self.room);
+        value
     }
 
     /// The guest writes a register.
     pub(crate) fn write(&self, register: u8, value: u8) {
-        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = serial.write(register, value);
+        let mut port = self.port();
+        match register {
+            LINE_CONTROL => port.divisor_latch = value & 0x80 != 0,
+            MODEM_CONTROL => port.loopback = value & 0x10 != 0,
+            INTERRUPT_ENABLE if !port.divisor_latch => port.listens = value & 1 != 0,
+            _ => {}
+        }
+        let _ = port.serial.write(register, value);
+        port.tell(&self.room);
+    }
+
+    fn port(&self) -> MutexGuard<'_, Port> {
+        self.port.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,7 +170,8 @@ mod tests {
     fn bytes_go_both_ways_and_the_guest_is_interrupted() {
         let (sender, receiver) = mpsc::channel();
         let interrupt = EventFd::new().unwrap();
-        let console = Arc::new(Console::new(interrupt.clone(), Box::new(Sink(sender))));
+        let room = EventFd::new().unwrap();
+        let console = Arc::new(Console::new(interrupt.clone(), room, Box::new(Sink(sender))));
         for byte in b"hello" {
             console.write(0, *byte);
         }
@@ -120,5 +185,51 @@ mod tests {
         assert_eq!(console.input(b"y"), 0);
         drop(receiver);
         console.write(0, b'!');
+    }
+
+    fn console() -> Console {
+        let event = || EventFd::new().unwrap();
+        Console::new(event(), event(), Box::new(io::sink()))
+    }
+
+    #[test]
+    fn pasted_text_arrives_whole_and_nobody_polls_for_room() {
+        let text: Vec<u8> = (0..1000).map(|n| b'a' + (n % 26) as u8).collect();
+        let console = console();
+        console.write(INTERRUPT_ENABLE, 1);
+        let (mut rest, mut read, mut rounds) = (text.as_slice(), Vec::new(), 0);
+        while !rest.is_empty() {
+            rest = &rest[console.input(rest)..];
+            assert_eq!(console.room().take(), 0, "it has read nothing yet");
+            while console.read(5) & 1 != 0 {
+                read.push(console.read(0));
+            }
+            assert_eq!(console.room().take(), u64::from(!rest.is_empty()));
+            rounds += 1;
+        }
+        assert_eq!(read, text);
+        assert_eq!(rounds, 1000usize.div_ceil(ROOM));
+    }
+
+    #[test]
+    fn what_is_typed_before_a_driver_listens_is_kept_for_it() {
+        let console = console();
+        assert_eq!(console.input(b"x"), 0);
+        // A driver sets the speed, tries the port out, and throws away what is in it.
+        console.write(LINE_CONTROL, 0x83);
+        console.write(INTERRUPT_ENABLE, 1);
+        console.write(LINE_CONTROL, 0x03);
+        console.write(MODEM_CONTROL, 0x1F);
+        assert_eq!((console.room().take(), console.input(b"x"), console.read(0)), (0, 0, 0));
+        console.write(INTERRUPT_ENABLE, 1);
+        assert_eq!(console.room().take(), 0, "it hears nothing but itself");
+        console.write(MODEM_CONTROL, 0x0B);
+        assert_eq!(console.room().take(), 1);
+        assert_eq!((console.input(b"x"), console.read(0)), (1, b'x'));
+        // Linux turns the interrupt off while it prints.
+        console.write(INTERRUPT_ENABLE, 0);
+        assert_eq!((console.input(b"y"), console.room().take()), (0, 0));
+        console.write(INTERRUPT_ENABLE, 1);
+        assert_eq!((console.room().take(), console.input(b"y"), console.read(0)), (1, 1, b'y'));
     }
 }

@@ -9,14 +9,14 @@ use std::{
 
 use partition::{
     GuestMemory, MmioHandler, MmioPages, MsiBlock, Partition, PartitionError, PartitionEvent,
-    PostError,
+    PostError, RetargetHandler,
 };
 use vm_memory::{FileOffset, MmapRegion};
 use vmbus::EventFd;
 use vmbus_protocol::{MAX_MESSAGE_SIZE, VpIndex};
 
 use crate::{
-    interrupts::Msi,
+    interrupts::{Msi, Route},
     kernel::{self, DevicePages},
     layout,
     machine::{KvmPartition, MmioKind, MmioRange, Msis, lock},
@@ -172,6 +172,38 @@ impl Partition for KvmPartition {
         interrupts.msis.insert(data, Msis { address, messages });
         interrupts.next_data = data + many;
         Ok(MsiBlock { address, data, events })
+    }
+
+    fn move_msi(
+        &self,
+        address: u64,
+        data: u32,
+        vector: u32,
+        vps: &[VpIndex],
+    ) -> Result<(), PartitionError> {
+        let machine = &self.machine;
+        let refused = || PartitionError::NotMovable(data);
+        let mut interrupts = lock(&machine.interrupts);
+        let block = interrupts.msis.get(&data).filter(|block| block.address == address);
+        let Some([(gsi, _)]) = block.map(|block| block.messages.as_slice()) else {
+            return Err(refused());
+        };
+        let gsi = *gsi;
+        let vector = u8::try_from(vector).map_err(|_| refused())?;
+        let apic_id = vps.iter().map(|vp| vp.0).find(|vp| machine.has(*vp)).ok_or_else(refused)?;
+        let route = Route::Msi(Msi { apic_id, vector });
+        if interrupts.routes.get(gsi) != Some(route) {
+            interrupts.routes.change(gsi, route);
+            machine.set_routes(&interrupts).map_err(|source| PartitionError::System {
+                what: "an interrupt message moved",
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn set_retarget_handler(&self, handler: Arc<dyn RetargetHandler>) {
+        *lock(&self.machine.retargets) = Some(handler);
     }
 
     fn remove_msi(&self, address: u64, data: u32) {

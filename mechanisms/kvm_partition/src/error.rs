@@ -66,8 +66,14 @@ impl KvmError {
 /// How a guest's run ended.
 #[derive(Clone, Eq, PartialEq, Debug)]
 pub enum RunOutcome {
-    /// It asked to be reset: by the reset register, the keyboard controller, Hyper-V's register or a triple fault.
+    /// It asked to be reset: by the reset register, the keyboard controller or Hyper-V's register.
     Reset,
+    /// A processor could not even handle its own faults: a triple fault. A PC is reset by it, and so begins the next
+    /// guest as this one did; most have crashed before they could say so.
+    TripleFault {
+        /// Which.
+        processor: u16,
+    },
     /// It turned itself off.
     Shutdown,
     /// The host stopped it.

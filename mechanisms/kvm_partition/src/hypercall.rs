@@ -7,8 +7,9 @@
 
 use std::collections::BTreeSet;
 
+use partition::Retarget;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmbus_protocol::MAX_MESSAGE_SIZE;
+use vmbus_protocol::{MAX_MESSAGE_SIZE, VpIndex};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// HV_X64_MSR_HYPERCALL.
@@ -107,21 +108,6 @@ const SET_SPARSE: u64 = 0;
 /// The set is all processors.
 const SET_ALL: u64 = 1;
 
-/// An interrupt that the guest moves.
-#[derive(Clone, Eq, PartialEq, Debug)]
-pub struct Retarget {
-    /// The device, as the guest names it.
-    pub device_id: u64,
-    /// The low half of the address that the device writes to.
-    pub address: u32,
-    /// What the device writes.
-    pub data: u32,
-    /// The vector it raises from now on.
-    pub vector: u8,
-    /// The processors that may take it; at least one.
-    pub processors: BTreeSet<u32>,
-}
-
 /// What the guest wants to move; the call's input is at `gpa`.
 pub fn retarget(memory: &GuestMemoryMmap, gpa: u64) -> Result<Retarget, Status> {
     let mut bytes = [0; size_of::<RetargetInput>()];
@@ -155,7 +141,8 @@ pub fn retarget(memory: &GuestMemoryMmap, gpa: u64) -> Result<Retarget, Status> 
         return Err(Status::InvalidParameter);
     }
     let RetargetInput { device_id, address, data, .. } = input;
-    Ok(Retarget { device_id, address, data, vector, processors })
+    let processors = processors.into_iter().map(VpIndex).collect();
+    Ok(Retarget { device_id, address: address.into(), data, vector, processors })
 }
 
 /// KVM's hypercall page as the guest is to have it, if it is one that is known: a VMCALL or VMMCALL and a RET.
@@ -223,13 +210,13 @@ mod tests {
             address: 0xFEE0_1000,
             data: 77,
             vector: 0x41,
-            processors: [0, 2].into(),
+            processors: [0, 2].map(VpIndex).into(),
         };
         assert_eq!(masked, expected);
         let set = parsed(&input(0x41, 2, &[0, 0b101, 1 << 63, 1])).unwrap();
-        assert_eq!(set, Retarget { processors: [63, 128].into(), ..expected.clone() });
+        assert_eq!(set, Retarget { processors: [63, 128].map(VpIndex).into(), ..expected.clone() });
         let all = parsed(&input(0x41, 2, &[1])).unwrap();
-        assert_eq!(all, Retarget { processors: [0].into(), ..expected });
+        assert_eq!(all, Retarget { processors: vec![VpIndex(0)], ..expected });
     }
 
     #[test]

@@ -13,7 +13,9 @@ use std::{
 
 use kvm_bindings::KvmIrqRouting;
 use kvm_ioctls::{VcpuFd, VmFd};
-use partition::{GuestMemory, MmioHandler, PartitionError, PartitionEvent};
+use partition::{
+    GuestMemory, MmioHandler, PartitionError, PartitionEvent, Retarget, RetargetHandler,
+};
 use shared_memory::PageSize;
 use vm_memory::GuestMemoryMmap;
 use vmbus::EventFd;
@@ -27,7 +29,6 @@ use crate::{
     console::Console,
     error::{KvmError, RunOutcome},
     event_flags::{EventFlags, Raise},
-    hypercall::Retarget,
     interrupts::{Msi, Route, Routes},
     kernel::{self, DevicePages},
     layout::{self, Layout},
@@ -89,6 +90,7 @@ pub(crate) struct Machine {
     /// By VP index. A processor writes its own, whoever posts reads them.
     synics: Vec<Mutex<Synic>>,
     pub(crate) interrupts: Mutex<Interrupts>,
+    pub(crate) retargets: Mutex<Option<Arc<dyn RetargetHandler>>>,
     pub(crate) signals: Mutex<BTreeMap<u32, EventFd>>,
     pub(crate) events: Mutex<Events>,
     pub(crate) events_ready: EventFd,
@@ -193,11 +195,12 @@ impl KvmPartition {
             layout,
             synics: (0..wanted).map(|_| Mutex::default()).collect(),
             interrupts: Mutex::default(),
+            retargets: Mutex::default(),
             signals: Mutex::default(),
             events: Mutex::default(),
             events_ready: eventfd()?,
             room: eventfd()?,
-            console: Console::new(serial_irq, config.console),
+            console: Console::new(serial_irq, eventfd()?, config.console),
             cmos: Mutex::default(),
             ending: Mutex::default(),
             wake_reaper: eventfd()?,
@@ -395,21 +398,10 @@ impl Machine {
     }
 
     /// The guest moves an interrupt; false if there is none such.
-    pub(crate) fn retarget(&self, wanted: &Retarget) -> bool {
-        let mut interrupts = lock(&self.interrupts);
-        let found = interrupts.msis.range(..=wanted.data).next_back().and_then(|(data, block)| {
-            let low = block.address & 0xFFFF_FFFF;
-            let index = usize::try_from(wanted.data - data).ok()?;
-            (low == u64::from(wanted.address)).then(|| block.messages.get(index))?
-        });
-        let Some(gsi) = found.map(|(gsi, _)| *gsi) else { return false };
-        let apic_id = wanted.processors.iter().find(|vp| self.has(**vp)).copied().unwrap_or(0);
-        let route = Route::Msi(Msi { apic_id, vector: wanted.vector });
-        if interrupts.routes.get(gsi) != Some(route) {
-            interrupts.routes.change(gsi, route);
-            return self.set_routes(&interrupts).is_ok();
-        }
-        true
+    pub(crate) fn retarget(&self, mut wanted: Retarget) -> bool {
+        wanted.processors.retain(|vp| self.has(vp.0));
+        let handler = lock(&self.retargets).clone();
+        !wanted.processors.is_empty() && handler.is_some_and(|handler| handler.retarget(wanted))
     }
 
     pub(crate) fn has(&self, vp: u32) -> bool {

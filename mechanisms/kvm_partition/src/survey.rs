@@ -1,6 +1,11 @@
 //! Whether this machine's KVM can run such guests, and if not, what it lacks, in words.
 
-use std::{fmt, path::Path};
+use std::{
+    ffi::CString,
+    fmt, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use kvm_bindings::{
     KVM_CAP_ENABLE_CAP_VM, KVM_CAP_HYPERV_CPUID, KVM_CAP_HYPERV_EVENTFD, KVM_CAP_HYPERV_SYNIC2,
@@ -47,17 +52,26 @@ impl fmt::Display for Missing {
 /// Why there can be no KVM partitions here.
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
-    /// There is none, or this user may not use it.
+    /// There is none.
     #[error(
-        "/dev/kvm cannot be opened: load kvm-intel or kvm-amd, or enable virtualization in the firmware or in the \
-         outer hypervisor, and join the group kvm"
+        "there is no {}: load kvm-intel or kvm-amd, or enable virtualization in the firmware or in the outer hypervisor",
+        .0.display()
     )]
-    Open(#[source] std::io::Error),
+    Absent(PathBuf),
+    /// This user may not use it.
+    #[error("this user may not open {}: join its group, mostly kvm, and log in again", .0.display())]
+    Forbidden(PathBuf),
+    /// It cannot be opened.
+    #[error("{} cannot be opened", .0.display())]
+    Open(PathBuf, #[source] io::Error),
     /// Something answers, but not as KVM does.
-    #[error("/dev/kvm is not Linux's KVM: its interface has version {0}, not 12")]
-    Version(i32),
+    #[error("{} is not Linux's KVM, whose interface has version 12", .0.display())]
+    NotKvm(PathBuf),
     /// It lacks something.
-    #[error("this KVM cannot run such guests: it lacks {}", list(.0))]
+    #[error(
+        "this KVM cannot run such guests: it lacks {}; they need Linux 5.10 or later as the host",
+        list(.0)
+    )]
     Missing(Vec<Missing>),
 }
 
@@ -72,16 +86,23 @@ pub struct KvmHost {
 }
 
 impl KvmHost {
-    /// Opens `/dev/kvm` and checks that it has all that is needed.
-    pub fn survey() -> Result<Self, SurveyError> {
-        let open = |error: kvm_ioctls::Error| SurveyError::Open(error.into());
-        if !Path::new("/dev/kvm").exists() {
-            return Err(SurveyError::Open(std::io::ErrorKind::NotFound.into()));
-        }
-        let kvm = Kvm::new().map_err(open)?;
-        let version = kvm.get_api_version();
-        if version != API_VERSION {
-            return Err(SurveyError::Version(version));
+    /// Where KVM is.
+    pub const DEVICE: &str = "/dev/kvm";
+
+    /// Opens KVM's device, mostly [`Self::DEVICE`], and checks that it has all that is needed.
+    ///
+    /// # Errors
+    /// [`SurveyError`] says in one line what is wrong and what to do.
+    pub fn survey(device: &Path) -> Result<Self, SurveyError> {
+        let open = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => SurveyError::Absent(device.to_owned()),
+            io::ErrorKind::PermissionDenied => SurveyError::Forbidden(device.to_owned()),
+            _ => SurveyError::Open(device.to_owned(), source),
+        };
+        let path = CString::new(device.as_os_str().as_bytes()).map_err(|e| open(e.into()))?;
+        let kvm = Kvm::new_with_path(path).map_err(|error| open(error.into()))?;
+        if kvm.get_api_version() != API_VERSION {
+            return Err(SurveyError::NotKvm(device.to_owned()));
         }
         let missing = missing(|number| kvm.check_extension_raw(number.into()) > 0);
         if missing.is_empty() { Ok(Self { kvm }) } else { Err(SurveyError::Missing(missing)) }
@@ -101,6 +122,8 @@ fn missing(has: impl Fn(u32) -> bool) -> Vec<Missing> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -110,13 +133,43 @@ mod tests {
         let said = SurveyError::Missing(missing).to_string();
         assert_eq!(
             said,
-            "this KVM cannot run such guests: it lacks KVM_CAP_HYPERV_SYNIC2 (Hyper-V's messages and event flags)"
+            "this KVM cannot run such guests: it lacks KVM_CAP_HYPERV_SYNIC2 (Hyper-V's messages and event flags); \
+             they need Linux 5.10 or later as the host"
         );
+    }
+
+    fn refused(device: &str) -> String {
+        KvmHost::survey(Path::new(device)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_kvm_is_said_in_words() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kvm");
+        let device = path.to_str().unwrap();
+        assert_eq!(
+            refused(device),
+            format!(
+                "there is no {device}: load kvm-intel or kvm-amd, or enable virtualization in the firmware or in the \
+                 outer hypervisor"
+            )
+        );
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(
+            refused(device),
+            format!("{device} is not Linux's KVM, whose interface has version 12")
+        );
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            println!("skipped: root may open everything");
+        } else {
+            assert!(refused(device).starts_with(&format!("this user may not open {device}: join")));
+        }
     }
 
     #[test]
     fn this_machine_has_all_or_is_told_what_it_lacks() {
-        match KvmHost::survey() {
+        match KvmHost::survey(Path::new(KvmHost::DEVICE)) {
             Ok(host) => assert!(host.max_processors() >= 1),
             Err(error) => {
                 println!("{error}");

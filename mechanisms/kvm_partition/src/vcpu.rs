@@ -210,8 +210,10 @@ fn post(machine: &Machine, gpa: u64) -> Status {
 fn retarget(machine: &Machine, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     let mut registers = vcpu.get_regs()?;
     let status = match hypercall::retarget(&machine.ram, registers.rdx) {
-        Ok(wanted) if machine.retarget(&wanted) => Status::Success,
-        Ok(_) => Status::InvalidParameter,
+        Ok(wanted) => match machine.retarget(wanted) {
+            true => Status::Success,
+            false => Status::InvalidParameter,
+        },
         Err(status) => status,
     };
     registers.rax = status as u64;

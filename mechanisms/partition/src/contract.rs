@@ -80,6 +80,31 @@ pub struct MsiBlock {
     pub events: Vec<EventFd>,
 }
 
+/// An interrupt that the guest sends elsewhere (HvRetargetDeviceInterrupt, SPEC-VMBUS §8.4).
+#[derive(Clone, Eq, PartialEq, Debug)]
+pub struct Retarget {
+    /// The device, as the guest names it; of a VPCI function it is made of the bus's instance GUID.
+    pub device_id: u64,
+    /// What the guest believes the device writes to.
+    pub address: u64,
+    /// What the guest believes the device writes there.
+    pub data: u32,
+    /// The vector it raises from now on.
+    pub vector: u8,
+    /// The processors that may take it; at least one, all of them the guest's.
+    pub processors: Vec<VpIndex>,
+}
+
+/// What moves a guest's interrupts.
+pub trait RetargetHandler: Send + Sync {
+    /// The guest moves an interrupt; false if there is none such. After the return none of its interrupts arrives at
+    /// the old target.
+    ///
+    /// Called on a processor's own thread, which waits. Unlike [`MmioHandler`]s, whoever handles it may call back
+    /// into the partition.
+    fn retarget(&self, retarget: Retarget) -> bool;
+}
+
 /// What a partition's reference counter showed at a time of the host's.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub struct ReferenceTime {
@@ -146,6 +171,22 @@ pub trait Partition: Send + Sync + Debug {
         vps: &[VpIndex],
         count: usize,
     ) -> Result<MsiBlock, PartitionError>;
+
+    /// From now on the one message with this address and data raises another vector, of one of these processors. Its
+    /// handle stays the same, and none of its interrupts is lost meanwhile.
+    ///
+    /// # Errors
+    /// [`PartitionError::NotMovable`] if it is none, or this partition cannot.
+    fn move_msi(
+        &self,
+        address: u64,
+        data: u32,
+        vector: u32,
+        vps: &[VpIndex],
+    ) -> Result<(), PartitionError>;
+
+    /// Who is told when the guest moves an interrupt. Without one, or if the guest has no such call, none is moved.
+    fn set_retarget_handler(&self, handler: Arc<dyn RetargetHandler>);
 
     /// The messages with this address and first data are not used any more. Without effect if there are none.
     fn remove_msi(&self, address: u64, data: u32);

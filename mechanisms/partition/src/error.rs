@@ -39,6 +39,9 @@ pub enum PartitionError {
     /// Not so many interrupts at once.
     #[error("{0} interrupt messages cannot be had together")]
     Msi(usize),
+    /// There is no such message, or no message of this guest can be moved.
+    #[error("interrupt message {0:#x} cannot be moved")]
+    NotMovable(u32),
 }
 
 impl PartitionError {

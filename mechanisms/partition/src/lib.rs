@@ -23,7 +23,7 @@ pub mod user;
 
 pub use contract::{
     MmioHandler, MmioPages, MsiBlock, Partition, PartitionEvent, PostError, ReferenceTime,
-    VmbusMessage,
+    Retarget, RetargetHandler, VmbusMessage,
 };
 pub use error::PartitionError;
 pub use memory::{GuestMemory, GuestRegion};

@@ -38,6 +38,12 @@ pub enum PrivateControl {
     NextReport = 8,
     /// Nothing in, nothing out: the VM ends.
     Shutdown = 9,
+    /// [`ShutDownGuest`] as JSON in, [`ShutDownAnswer`] as JSON out: ask the guest to shut down, by its integration service.
+    /// Pends until the guest has answered; that it has done it shows by its end or reset. STATUS_NOT_SUPPORTED if it
+    /// is not offered the service, or does not know what it is asked for; STATUS_DEVICE_NOT_READY if it has no driver
+    /// for it, or not yet; STATUS_DEVICE_BUSY while it is asked already; STATUS_IO_TIMEOUT if it does not answer;
+    /// STATUS_DEVICE_REMOVED if it closes the service, begins anew or ends instead, or has ended before.
+    ShutDownGuest = 10,
 }
 
 impl PrivateControl {
@@ -53,6 +59,7 @@ impl PrivateControl {
             7 => Self::RemoveVf,
             8 => Self::NextReport,
             9 => Self::Shutdown,
+            10 => Self::ShutDownGuest,
             _ => return None,
         })
     }
@@ -73,6 +80,10 @@ pub const MAX_MITIGATED_RANGES: usize = 256;
 pub const STATUS_CAPACITY: usize = 128 << 10;
 /// Room that the answer of [`PrivateControl::NextReport`] may need, bytes.
 pub const REPORT_CAPACITY: usize = 1024;
+/// Room that the answer of [`PrivateControl::ShutDownGuest`] may need, bytes.
+pub const SHUT_DOWN_CAPACITY: usize = 256;
+/// How long a guest has to answer that it shuts down, seconds, unless it is said otherwise; and at most.
+pub const SHUT_DOWN_LIMIT_SECONDS: (u32, u32) = (30, 600);
 
 /// A synthetic NIC of the VM.
 #[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
@@ -176,6 +187,37 @@ pub struct RemoveVf {
     pub surprise: bool,
 }
 
+/// Asks the guest to shut down.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutDownGuest {
+    /// It waits for no program that would object.
+    #[serde(default)]
+    pub force: bool,
+    /// It starts again afterwards.
+    #[serde(default)]
+    pub reboot: bool,
+    /// Why: a reason code of Windows (SHTDN_REASON_…), which the guest may log. That it was planned, unless it is said.
+    #[serde(default)]
+    pub reason: Option<u32>,
+    /// How long it has to answer, seconds: at most and by default as [`SHUT_DOWN_LIMIT_SECONDS`] says.
+    #[serde(default)]
+    pub limit_seconds: Option<u32>,
+}
+
+/// What the guest has answered.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "answer")]
+pub enum ShutDownAnswer {
+    /// It shuts down.
+    Initiated,
+    /// It does not.
+    Refused {
+        /// Why: an HRESULT.
+        status: u32,
+    },
+}
+
 /// What a client has not been told.
 #[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "report")]
@@ -251,6 +293,83 @@ pub struct WorkerStatus {
     pub adapters: Vec<AdapterStatus>,
     /// Devices, by adapter and serial number.
     pub devices: Vec<DeviceStatus>,
+    /// The guest's integration services.
+    #[serde(default)]
+    pub integration: IntegrationStatus,
+}
+
+/// The integration services that the guest is offered.
+#[derive(Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct IntegrationStatus {
+    /// How each of them is.
+    pub services: Vec<ServiceStatus>,
+    /// Whether the guest is alive, if the heartbeat is among them.
+    pub heartbeat: Option<HeartbeatStatus>,
+}
+
+/// An integration service.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Which one.
+    pub service: ServiceName,
+    /// How it is.
+    pub state: ServiceState,
+    /// Packets of the guest that made no sense and were ignored.
+    pub ignored: u64,
+}
+
+/// Names an integration service.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceName {
+    /// The guest can be asked to shut down.
+    Shutdown,
+    /// The guest is watched.
+    Heartbeat,
+    /// The guest is told the time.
+    TimeSync,
+}
+
+/// How an integration service is.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum ServiceState {
+    /// It is offered; the guest has no driver for it, or not yet.
+    Offered,
+    /// The guest was told which versions there are.
+    Negotiating,
+    /// It is in use.
+    Ready {
+        /// Version of the framework that is spoken, as `3.0`.
+        framework: String,
+        /// Version of the service's messages.
+        version: String,
+    },
+    /// The guest's driver speaks none of the versions.
+    Incompatible,
+}
+
+/// What is known of the guest's life.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct HeartbeatStatus {
+    /// Whether it is alive.
+    pub pulse: GuestPulse,
+    /// Sequence number of its last answer.
+    pub last_sequence: Option<u64>,
+    /// How long ago that was, milliseconds.
+    pub last_seen_ms: Option<u64>,
+}
+
+/// Whether a guest is alive.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestPulse {
+    /// No heartbeat was ever answered.
+    NeverSeen,
+    /// It answers.
+    Alive,
+    /// It has answered, and does not any more: for 10 s, or because its driver is gone.
+    Lost,
 }
 
 /// A synthetic NIC.

@@ -3,9 +3,10 @@
 use std::sync::mpsc;
 
 use device_control::{Client, ClientId, Request, RequestId};
+use partition::Retarget;
 use vmbus::EventFd;
 
-use crate::{control::DeviceName, link::LinkEvent, vf::Access, vf::VfEvent};
+use crate::{control::DeviceName, link::LinkEvent, reply::Reply, vf::Access, vf::VfEvent};
 
 /// Something that concerns the worker.
 pub(crate) enum Event {
@@ -25,6 +26,8 @@ pub(crate) enum Event {
     Vf(DeviceName, u64, VfEvent),
     /// The guest's processor waits for an access to be done.
     Access(DeviceName, u64, Access),
+    /// The guest's processor waits for an interrupt to be moved.
+    Retarget(Retarget, Reply<bool>),
     /// End.
     Stop,
 }

@@ -1,5 +1,6 @@
 //! VM worker: the host side of one partition. It offers the VM's synthetic NICs, whose rings it hands to a virtual
-//! switch, and its VFs as PCI devices, whose registers, memory and interrupts it joins with the guest.
+//! switch, its VFs as PCI devices, whose registers, memory and interrupts it joins with the guest, and the integration
+//! services that it is to have.
 //!
 //! It decides nothing: which NIC the VM has, and when it gets or loses a VF, it is told over device control
 //! ([`control`]), and it reports what became of it. It assumes nothing about who the guest is, and waits for nobody:
@@ -10,7 +11,7 @@
 //! guest's time and for a limited one.
 //!
 //! Follows SPEC-VMBUS §4 and §7, SPEC-PCIVIRT §6, §8 and §10. Layer: mechanisms (ARCHITECTURE.md), above `partition`,
-//! `vpci`, `vfio_user_client` and `device_control`; a client of `virtual_switch` and of a NIC's `adapter`.
+//! `vpci`, `integration_services`, `vfio_user_client` and `device_control`; a client of `virtual_switch` and of a NIC's `adapter`.
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
@@ -18,9 +19,12 @@ pub mod control;
 mod event;
 mod link;
 mod log_budget;
+mod reply;
 mod reports;
+mod retarget;
 mod server;
 mod vf;
 mod worker;
 
+pub use integration_services::Service as IntegrationService;
 pub use server::{APERTURES, StartError, VmWorker, WorkerConfig};

@@ -1,6 +1,7 @@
 //! The worker behind its device control socket.
 
 use std::{
+    collections::BTreeSet,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,12 +12,17 @@ use device_control::{
     Client, DeviceControlHandler, DeviceControlServer, DriverName, Request, RequestId,
     ServerConfig, ServerError,
 };
-use partition::{Partition, host::VmbusHost};
+use integration_services::Service;
+use partition::{
+    Partition,
+    host::{OfferError, VmbusHost},
+};
 use pcivirt_protocol::NtStatus;
 use vmbus::EventFd;
 
 use crate::{
     event::{Event, Events},
+    retarget::Retargets,
     worker::{Parts, Worker},
 };
 
@@ -31,6 +37,9 @@ pub struct WorkerConfig {
     pub apertures: Vec<Range<u64>>,
     /// Virtual processors of the guest.
     pub processors: u16,
+    /// Integration services that the guest is offered. For guests that have drivers for them, as stock Linux and
+    /// Windows do.
+    pub integration_services: BTreeSet<Service>,
 }
 
 /// Where guests have their PCI devices, unless the caller has reasons of its own: 240 MiB below 4 GiB, and 1 TiB from
@@ -38,13 +47,14 @@ pub struct WorkerConfig {
 pub const APERTURES: [Range<u64>; 2] = [0xF000_0000..0xFEC0_0000, 1 << 40..2 << 40];
 
 impl WorkerConfig {
-    /// A worker for a VM with one processor, and PCI devices in [`APERTURES`].
+    /// A worker for a VM with one processor, PCI devices in [`APERTURES`], and no integration services.
     pub fn new(name: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
         Self {
             name: name.into(),
             socket: socket.into(),
             apertures: APERTURES.to_vec(),
             processors: 1,
+            integration_services: BTreeSet::new(),
         }
     }
 }
@@ -61,6 +71,9 @@ pub enum StartError {
     /// The kernel refuses.
     #[error("the worker needs an eventfd and a thread")]
     System(#[from] std::io::Error),
+    /// VMBus refuses.
+    #[error("the integration services cannot be offered")]
+    IntegrationServices(#[from] OfferError),
 }
 
 /// A running worker. Dropping it takes everything back from the guest, leaves switches and VFs, and removes the socket.
@@ -87,6 +100,7 @@ impl VmWorker {
         let (events, queue, wake) = Events::new()?;
         let shutdown = EventFd::new()?;
         let socket = config.socket.clone();
+        partition.set_retarget_handler(Arc::new(Retargets(events.clone())));
         let parts = Parts {
             config,
             client,
@@ -97,7 +111,7 @@ impl VmWorker {
             wake,
             shutdown: shutdown.clone(),
         };
-        let worker = Worker::new(parts);
+        let worker = Worker::new(parts)?;
         let thread =
             std::thread::Builder::new().name("vm-worker".to_owned()).spawn(move || worker.run())?;
         // From here on, dropping it ends the thread.

@@ -4,10 +4,20 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use avf_protocol::registers::{DynCtl, RSTAT, RX_DOORBELL_PAGE, TX_DOORBELL_PAGE, dyn_ctl};
-use common::{LIMIT, Vm, guest::Bus, guest::Guest, nic::Nic, switch::Switch, wait_until};
+use common::{
+    LIMIT, Vm,
+    guest::{Bus, Guest},
+    moving::{Moved, Moving},
+    nic::Nic,
+    switch::Switch,
+    wait_until,
+};
 use device_control::OidRequestKind;
 use ndis_protocol::{NdisStructure, Oid, SriovWriteVfConfigBlock, VfId};
+use partition::Retarget;
 use pcivirt_protocol::NtStatus;
 use vm_worker::control::{
     DeviceName, DeviceState, GuestState, MAX_DEVICES, MitigatedRange, OfferVf, PrivateControl,
@@ -15,6 +25,7 @@ use vm_worker::control::{
 };
 use vmbus_protocol::VpIndex;
 use vpci::vsc::VscReply;
+use vpci_protocol::TranslatedMsi;
 
 fn name(adapter: u32, serial: u32) -> DeviceName {
     DeviceName { adapter, serial }
@@ -82,6 +93,54 @@ fn a_vf_is_brought_up_its_registers_are_read_and_its_interrupt_arrives() {
     let mut other = vm.another_client();
     other.expect(name(0, 7), DeviceState::DeviceStarted);
     assert_eq!(other.guest, Some(GuestState::Running));
+}
+
+#[test]
+fn an_interrupt_that_the_guest_moves_keeps_its_handle_and_goes_elsewhere() {
+    let nic = Nic::start(1);
+    let mut moving = None;
+    let (mut vm, mut guest) = Vm::start_on(|partition| {
+        let partition = Arc::new(Moving::new(partition));
+        moving = Some(partition.clone());
+        partition
+    });
+    let moving = moving.unwrap();
+    guest.connect();
+    vm.client.offer(&nic.offer(0, 0x0123_4567, nic.allocate())).unwrap();
+    let mut bus = guest.bring_up(0x0123_4567);
+    // As Linux makes it of the instance: the domain, which is 0x0567, and function 0.
+    let device_id = 0x0567_0000;
+    let retarget = |message: TranslatedMsi, vector| Retarget {
+        device_id,
+        address: message.address,
+        data: message.data,
+        vector,
+        processors: vec![VpIndex(0)],
+    };
+    // Before it is unmasked for the first time there is only the guest's message, and the move counts.
+    let message = bus.create_interrupt(&mut guest, 0x41);
+    assert!(moving.hypercall(&retarget(message, 0x51)));
+    assert!(moving.made.lock().unwrap().is_empty());
+    bus.route_interrupt(&mut guest, 1, message);
+    vm.client.expect(name(0, 0x0123_4567), DeviceState::DeviceStarted);
+    assert!(guest.bus.guest().interrupt(0x51, VpIndex(0)).is_some());
+    // Later its route is changed, and it is not made anew.
+    assert!(moving.hypercall(&retarget(message, 0x61)));
+    let made = moving.made.lock().unwrap().clone();
+    let moved = Moved { message: made[0], vector: 0x61, processors: vec![VpIndex(0)] };
+    assert_eq!((made.len(), moving.moved.lock().unwrap().as_slice()), (1, &[moved][..]));
+    // What there is not: another device's, another message, a processor that the guest does not have.
+    let others = [
+        Retarget { device_id: device_id + 0x10000, ..retarget(message, 0x71) },
+        Retarget { data: message.data + 1, ..retarget(message, 0x71) },
+        Retarget { address: message.address + 4, ..retarget(message, 0x71) },
+        Retarget { processors: vec![VpIndex(1)], ..retarget(message, 0x71) },
+        Retarget { processors: Vec::new(), ..retarget(message, 0x71) },
+    ];
+    for other in &others {
+        assert!(!moving.hypercall(other), "{other:?}");
+    }
+    assert_eq!(moving.moved.lock().unwrap().len(), 1);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     GuestMemory, MmioHandler, MmioPages, MsiBlock, Partition, PartitionError, PartitionEvent,
-    PostError, VmbusMessage,
+    PostError, RetargetHandler, VmbusMessage,
 };
 
 /// Messages held for a guest that takes none, before it is cut off.
@@ -446,6 +446,13 @@ impl Partition for UserPartition {
         state.next_msi = data + blocks;
         Ok(MsiBlock { address, data, events })
     }
+
+    fn move_msi(&self, _: u64, data: u32, _: u32, _: &[VpIndex]) -> Result<(), PartitionError> {
+        // A guest that is a process has an eventfd for each message, and no processors to move it between.
+        Err(PartitionError::NotMovable(data))
+    }
+
+    fn set_retarget_handler(&self, _: Arc<dyn RetargetHandler>) {}
 
     fn remove_msi(&self, address: u64, data: u32) {
         let mut state = self.state();

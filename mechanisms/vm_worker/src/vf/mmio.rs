@@ -3,10 +3,7 @@
 //!
 //! A processor that waits, waits for a limited time; then it reads ones, as from a device that does not answer.
 
-use std::{
-    sync::{Arc, mpsc},
-    time::Duration,
-};
+use std::sync::Arc;
 
 use partition::MmioHandler;
 use pcie_protocol::BarIndex;
@@ -17,22 +14,8 @@ use super::Registers;
 use crate::{
     control::DeviceName,
     event::{Event, Events},
+    reply::Reply,
 };
-
-/// How long a processor of the guest waits for an access.
-const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Where the outcome of an access is put. Dropped, it lets the processor go on with ones.
-#[derive(Debug)]
-pub(crate) struct Reply(mpsc::SyncSender<[u8; 8]>);
-
-impl Reply {
-    /// The access is done; the bytes read.
-    pub(crate) fn done(self, value: [u8; 8]) {
-        // A processor that waits no more has read ones.
-        let _ = self.0.try_send(value);
-    }
-}
 
 /// An access for the worker.
 pub(crate) struct Access {
@@ -43,7 +26,7 @@ pub(crate) struct Access {
     pub(crate) length: usize,
     /// `None`: a read.
     pub(crate) value: Option<[u8; 8]>,
-    pub(crate) reply: Reply,
+    pub(crate) reply: Reply<[u8; 8]>,
 }
 
 /// What is accessed.
@@ -70,10 +53,10 @@ impl Door {
         length: usize,
         value: Option<[u8; 8]>,
     ) -> Option<[u8; 8]> {
-        let (reply, answered) = mpsc::sync_channel(1);
-        let access = Access { kind, offset, length, value, reply: Reply(reply) };
+        let (reply, answer) = Reply::new();
+        let access = Access { kind, offset, length, value, reply };
         self.events.send(Event::Access(self.name, self.number, access));
-        answered.recv_timeout(PATIENCE).ok()
+        answer.wait()
     }
 }
 

@@ -17,7 +17,9 @@ use pcivirt_protocol::NtStatus;
 use vfio_user_client::{Client, ClientError, PciIrq, PciRegion, SharedRegion};
 use vmbus::EventFd;
 
-pub(crate) use mmio::{Access, AccessKind, RegisterPages, Reply, TrappedPages, Window};
+use crate::reply::Reply;
+
+pub(crate) use mmio::{Access, AccessKind, RegisterPages, TrappedPages, Window};
 pub(crate) use segments::{Kind, segments};
 
 /// How long a VF's server has to answer.
@@ -60,7 +62,7 @@ pub(crate) struct RegisterAccess {
     pub(crate) length: usize,
     /// `None`: a read.
     pub(crate) value: Option<[u8; 8]>,
-    pub(crate) reply: Reply,
+    pub(crate) reply: Reply<[u8; 8]>,
 }
 
 /// The registers of a VF, for processors of the guest. They read as ones once the VF is closed.

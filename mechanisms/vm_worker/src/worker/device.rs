@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use device_control_protocol::{ProbedBars, VendorAndDevice};
+use partition::Retarget;
 use pcivirt_protocol::NtStatus;
 use zerocopy::FromBytes;
 
@@ -249,6 +250,14 @@ impl Device {
             self.settle(cx);
         }
         // Else the reply is dropped: ones.
+    }
+
+    /// The guest moves one of its interrupts; false if it has none such.
+    pub(super) fn retarget(&mut self, retarget: &Retarget, cx: &mut Cx) -> bool {
+        match &mut self.phase {
+            Phase::Live(live) => live.retarget(retarget, (&self.vf, self.nic, self.offer.vf), cx),
+            _ => false,
+        }
     }
 
     /// The PF driver has done what the function asked, or failed.

@@ -10,7 +10,7 @@ use std::{
 
 use device_control_protocol::{ProbedBars, VendorAndDevice};
 use partition::{
-    MmioPages, MsiBlock,
+    MmioPages, MsiBlock, Retarget,
     host::{DeviceEvent, HostChannel},
 };
 use pci_function::RawVfConfig;
@@ -26,15 +26,17 @@ use vpci::{
         BusState, EJECT_GRACE, InterruptSource, InterruptTarget, PfRequestId, Presence, Removal,
     },
 };
-use vpci_protocol::window;
+use vpci_protocol::{DeliveryMode, window};
+use zerocopy::IntoBytes;
 
 use super::{Cx, nics::NicNumber};
 use crate::{
     control::{DeviceName, DeviceState, MitigatedRanges, OfferVf},
     log_budget::LogBudget,
+    reply::Reply,
     vf::{
-        Access, AccessKind, Kind, OpenedVf, RegisterAccess, RegisterPages, Registers, Reply,
-        TrappedPages, Vf, Window, region, segments,
+        Access, AccessKind, Kind, OpenedVf, RegisterAccess, RegisterPages, Registers, TrappedPages,
+        Vf, Window, region, segments,
     },
 };
 
@@ -68,7 +70,7 @@ pub(super) struct Live {
     /// A driver has had an interrupt routed, since the channel was opened.
     started: bool,
     /// Accesses that are done when the PF driver has answered.
-    held: Vec<(BTreeSet<PfRequestId>, Reply)>,
+    held: Vec<(BTreeSet<PfRequestId>, Reply<[u8; 8]>)>,
     /// For what the guest makes of it.
     log: LogBudget,
 }
@@ -110,6 +112,13 @@ fn instance(name: DeviceName) -> Guid {
     let low = |value: u32, bits: u32| u16::try_from(value & ((1 << bits) - 1)).unwrap_or(0);
     let domain = low(name.adapter, 4) << 12 | low(name.serial, 12);
     Guid::new(name.serial, domain, low(name.adapter, 16), *b"clearway")
+}
+
+/// What the guest calls the function when it moves interrupts: made of its bus's instance (SPEC-VMBUS §8.4), function 0.
+fn device_id(name: DeviceName) -> u64 {
+    let instance = instance(name);
+    let byte = |index: usize| u64::from(instance.as_bytes().get(index).copied().unwrap_or(0));
+    byte(5) << 24 | byte(4) << 16 | byte(7) << 8 | (byte(6) & 0xF8)
 }
 
 fn pnp_id(ids: VendorAndDevice, config: &[u8]) -> VpciPnpId {
@@ -319,6 +328,29 @@ impl Live {
         let effects = self.vsp.invalidate_blocks(mask);
         self.carry_out(effects, behind, cx);
         self.flush();
+    }
+
+    /// The guest moves an interrupt, if it is one of this function's.
+    pub(super) fn retarget(
+        &mut self,
+        retarget: &Retarget,
+        behind: Behind<'_>,
+        cx: &mut Cx,
+    ) -> bool {
+        let Retarget { device_id: id, address, data, vector, processors } = retarget;
+        if *id != device_id(self.name) {
+            return false;
+        }
+        let processors = processors.iter().filter_map(|vp| u16::try_from(vp.0).ok()).collect();
+        let delivery_mode = DeliveryMode::Fixed;
+        let target = InterruptTarget { vector: (*vector).into(), delivery_mode, processors };
+        match self.vsp.retarget(*address, *data, target) {
+            Ok(effects) => {
+                self.carry_out(effects, behind, cx);
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     /// The guest accesses a trapped page.
@@ -610,15 +642,19 @@ impl Live {
             }
             return;
         };
-        let same = |interrupt: &&mut Interrupt| interrupt.target == target;
-        if let Some(interrupt) = self.interrupts.get_mut(&source).filter(same) {
+        let processors: Vec<_> = target.processors.iter().map(|vp| VpIndex((*vp).into())).collect();
+        let there = |interrupt: &&mut Interrupt| {
+            let MsiBlock { address, data, .. } = interrupt.block;
+            interrupt.target == target
+                || cx.partition.move_msi(address, data, target.vector, &processors).is_ok()
+        };
+        if let Some(interrupt) = self.interrupts.get_mut(&source).filter(there) {
+            interrupt.target = target;
             interrupt.routed = true;
         } else {
             if let Some(Interrupt { block, .. }) = self.interrupts.remove(&source) {
                 cx.partition.remove_msi(block.address, block.data);
             }
-            let processors: Vec<_> =
-                target.processors.iter().map(|vp| VpIndex((*vp).into())).collect();
             match cx.partition.create_msi(target.vector, &processors, 1) {
                 Ok(block) => {
                     self.interrupts.insert(source, Interrupt { target, block, routed: true });

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod device;
+mod integration;
 mod live;
 mod nics;
 
@@ -13,7 +14,10 @@ use std::{
 
 use device_control::{ClientId, Completion, DriverName, Request};
 use ndis_protocol::MacAddress;
-use partition::{Partition, host::VmbusHost};
+use partition::{
+    Partition,
+    host::{OfferError, VmbusHost},
+};
 use pcivirt_protocol::{NtStatus, SriovInvalidateBlock};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
@@ -33,6 +37,7 @@ use crate::{
 };
 use adapter::Adapter;
 use device::{Device, Said};
+use integration::Integration;
 use nics::{Nics, Wait};
 
 /// Characters of a port's name, at most.
@@ -93,6 +98,7 @@ pub(crate) struct Worker {
     restarts: u64,
     adapters: BTreeMap<u32, Adapter>,
     devices: BTreeMap<DeviceName, Device>,
+    integration: Integration,
     /// There may be events that were not handled yet.
     more: bool,
     /// The worker ends when all is given back.
@@ -115,7 +121,8 @@ pub(crate) struct Parts {
 const LAST_WORDS: Duration = Duration::from_secs(4);
 
 impl Worker {
-    pub(crate) fn new(parts: Parts) -> Self {
+    /// Offers the integration services; everything else is for [`Self::run`].
+    pub(crate) fn new(parts: Parts) -> Result<Self, OfferError> {
         let Parts { config, client, partition, host, events, queue, wake, shutdown } = parts;
         let cx = Cx {
             config,
@@ -130,7 +137,8 @@ impl Worker {
             numbers: 0,
             first_life: first_life(),
         };
-        Self {
+        let integration = Integration::offer(&cx)?;
+        Ok(Self {
             cx,
             queue,
             wake,
@@ -139,9 +147,10 @@ impl Worker {
             restarts: 0,
             adapters: BTreeMap::new(),
             devices: BTreeMap::new(),
+            integration,
             more: false,
             stopping: false,
-        }
+        })
     }
 
     /// The thread.
@@ -170,8 +179,9 @@ impl Worker {
             self.event(event);
         }
         self.look_at_guest();
-        let Self { cx, adapters, devices, .. } = self;
+        let Self { cx, adapters, devices, integration, .. } = self;
         cx.nics.poll(cx.now());
+        integration.work(cx.now());
         for adapter in adapters.values_mut() {
             adapter.work(cx);
         }
@@ -186,7 +196,8 @@ impl Worker {
     fn wait(&mut self, deadline: Option<Duration>) {
         let due = self.adapters.values().filter_map(Adapter::deadline);
         let due = due.chain(self.devices.values().filter_map(Device::deadline));
-        let due = due.chain(self.cx.nics.deadline()).chain(deadline).min();
+        let due = due.chain(self.cx.nics.deadline()).chain(self.integration.deadline());
+        let due = due.chain(deadline).min();
         let now = self.cx.now();
         let limit = due.map(|due| due.saturating_sub(now));
         let mut fds = vec![
@@ -200,6 +211,7 @@ impl Worker {
         for adapter in self.adapters.values() {
             adapter.wait_on(&mut readable);
         }
+        self.integration.wait_on(&mut readable);
         fds.extend(readable.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let mut of_devices = Vec::new();
         for live in self.devices.values().filter_map(Device::live) {
@@ -271,6 +283,7 @@ impl Worker {
         for device in devices.values_mut() {
             device.remove(cx);
         }
+        self.integration.leave();
     }
 
     fn event(&mut self, event: Event) {
@@ -282,7 +295,10 @@ impl Worker {
                 cx.reports.connected(client.id, guest, devices);
             }
             Event::Disconnected(client) => cx.reports.disconnected(client),
-            Event::Cancelled(client, id) => cx.reports.cancel(client, id),
+            Event::Cancelled(client, id) => {
+                cx.reports.cancel(client, id);
+                self.integration.cancel(client, id);
+            }
             Event::Asked(client, code, request) => self.asked(client, code, request),
             Event::Switch(adapter, number, event) => {
                 if let Some(adapter) = adapters.get_mut(&adapter)
@@ -301,6 +317,10 @@ impl Worker {
                 if let Some(device) = find(devices, name, number) {
                     device.access(access, cx);
                 }
+            }
+            Event::Retarget(retarget, reply) => {
+                let moved = devices.values_mut().any(|device| device.retarget(&retarget, cx));
+                reply.done(moved);
             }
             Event::Stop => self.stopping = true,
         }
@@ -364,6 +384,10 @@ impl Worker {
         if control == PrivateControl::NextReport {
             return self.cx.reports.ask(client, request);
         }
+        if control == PrivateControl::ShutDownGuest {
+            let gone = self.guest == GuestState::Gone;
+            return self.integration.shut_down(client, request, gone, self.cx.now());
+        }
         let completion = match self.control(client, control, &request.input) {
             Ok(output) => Completion::output(output, request.output_capacity),
             Err(status) => Completion::status(status),
@@ -412,7 +436,9 @@ impl Worker {
                     None => self.cx.reports.device_to(client, name, DeviceState::Removed),
                 }
             }
-            PrivateControl::NextReport | PrivateControl::Shutdown => {}
+            PrivateControl::NextReport
+            | PrivateControl::Shutdown
+            | PrivateControl::ShutDownGuest => {}
         }
         Ok(Vec::new())
     }
@@ -465,6 +491,7 @@ impl Worker {
             vmbus: self.cx.host.connection().map(|connection| connection.version.to_string()),
             adapters: self.adapters.values().map(Adapter::status).collect(),
             devices: self.devices.values().map(Device::status).collect(),
+            integration: self.integration.status(self.cx.now()),
         }
     }
 }

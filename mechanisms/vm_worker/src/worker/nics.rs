@@ -18,7 +18,8 @@ use crate::{
     control::DeviceName,
     event::{Event, Events},
     link::{Call, Link},
-    vf::{RegisterAccess, Reply},
+    reply::Reply,
+    vf::RegisterAccess,
 };
 
 /// When an invalidation is asked for again that could not be had.
@@ -37,7 +38,7 @@ pub(super) enum Wait {
     /// Whoever has the VF now.
     Invalidation(u16),
     /// A processor of the guest that accesses a mitigated register; whether it reads.
-    Mitigated(Reply, bool),
+    Mitigated(Reply<[u8; 8]>, bool),
 }
 
 /// One NIC.

@@ -360,9 +360,24 @@ impl Bus {
         entry: u64,
         vector: u32,
     ) -> TranslatedMsi {
+        let interrupt = self.create_interrupt(guest, vector);
+        self.route_interrupt(guest, entry, interrupt);
+        super::wait_until("the interrupt's handle", || {
+            guest.bus.guest().interrupt(vector, VpIndex(0)).is_some()
+        });
+        interrupt
+    }
+
+    /// Makes an interrupt.
+    pub fn create_interrupt(&mut self, guest: &mut Guest, vector: u32) -> TranslatedMsi {
         let request = InterruptRequest::single(vector, 0);
         let made = self.ask(guest, |vsc, now| vsc.create_interrupt(request, now));
         let Ok(VscReply::Interrupt(interrupt)) = made else { panic!("{made:?}") };
+        interrupt
+    }
+
+    /// Writes it into the table, and turns MSI-X on.
+    pub fn route_interrupt(&mut self, guest: &mut Guest, entry: u64, interrupt: TranslatedMsi) {
         let table = self.bar(3) + entry * 16;
         for (at, dword) in (0..).step_by(4).zip(msi_x_entry(interrupt).as_chunks::<4>().0) {
             guest.write(table + at, u32::from_le_bytes(*dword));
@@ -378,9 +393,5 @@ impl Bus {
             at = u64::from(header >> 8 & 0xFF);
             assert_ne!(at, 0, "MSI-X");
         }
-        super::wait_until("the interrupt's handle", || {
-            guest.bus.guest().interrupt(vector, VpIndex(0)).is_some()
-        });
-        interrupt
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod guest;
+pub mod moving;
 pub mod nic;
 pub mod switch;
 
@@ -15,6 +16,7 @@ use std::{
 
 use device_control::{DeviceControlClient, DriverName, SentRequest, Target};
 use partition::{
+    Partition,
     host::VmbusHost,
     user::{UserPartition, UserPartitionConfig},
 };
@@ -54,15 +56,23 @@ pub struct Vm {
 impl Vm {
     /// A worker, and the guest that it serves.
     pub fn start() -> (Self, Guest) {
+        Self::start_on(|partition| partition)
+    }
+
+    /// Likewise, on a partition that is made of the user-mode one.
+    pub fn start_on<P: Partition + 'static>(
+        wrap: impl FnOnce(Arc<UserPartition>) -> Arc<P>,
+    ) -> (Self, Guest) {
         let directory = tempfile::tempdir().unwrap();
         let config = UserPartitionConfig::with_memory(16 << 20);
         let (partition, socket) = UserPartition::new(&config).unwrap();
         let partition = Arc::new(partition);
         let server = vmbus::server::ServerConfig::default();
-        let host = VmbusHost::start(partition.clone(), server).unwrap();
+        let served = wrap(partition.clone());
+        let host = VmbusHost::start(served.clone(), server).unwrap();
         let path = directory.path().join("web.sock");
         let config = WorkerConfig::new("web", &path);
-        let worker = VmWorker::start(config, partition.clone(), host).unwrap();
+        let worker = VmWorker::start(config, served, host).unwrap();
         let client = Client::connect(path);
         (Self { client, worker, partition, directory }, Guest::new(socket))
     }
