@@ -68,8 +68,8 @@ impl KvmError {
 pub enum RunOutcome {
     /// It asked to be reset: by the reset register, the keyboard controller or Hyper-V's register.
     Reset,
-    /// A processor could not even handle its own faults: a triple fault. A PC is reset by it, and so begins the next
-    /// guest as this one did; most have crashed before they could say so.
+    /// A processor could not even handle its own faults: a triple fault. A PC is reset by it; mostly the guest crashed
+    /// before it could say so, and would again.
     TripleFault {
         /// Which.
         processor: u16,

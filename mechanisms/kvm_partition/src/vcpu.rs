@@ -44,7 +44,7 @@ pub(crate) fn run(machine: &Machine, index: u16, mut vcpu: VcpuFd) {
     let _guard = Guard(machine, index);
     while !machine.stop.load(Ordering::SeqCst) {
         let next = match vcpu.run() {
-            Ok(exit) => handle(machine, exit),
+            Ok(exit) => handle(machine, index, exit),
             // A signal, or a processor that waits to be started.
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Next::Go,
             Err(error) => Next::Failed(format!("KVM_RUN: {error}")),
@@ -68,7 +68,7 @@ pub(crate) fn run(machine: &Machine, index: u16, mut vcpu: VcpuFd) {
     }
 }
 
-fn handle(machine: &Machine, exit: VcpuExit<'_>) -> Next {
+fn handle(machine: &Machine, processor: u16, exit: VcpuExit<'_>) -> Next {
     match exit {
         VcpuExit::MmioRead(gpa, data) => {
             read_mmio(machine, gpa, data);
@@ -92,8 +92,7 @@ fn handle(machine: &Machine, exit: VcpuExit<'_>) -> Next {
             *exit.error = 1;
             Next::Go
         }
-        // A triple fault.
-        VcpuExit::Shutdown => Next::End(RunOutcome::Reset),
+        VcpuExit::Shutdown => Next::End(RunOutcome::TripleFault { processor }),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Next::End(RunOutcome::Shutdown),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Next::End(RunOutcome::Reset),
         // The guest says that it has crashed; what becomes of it is for itself to decide.
