@@ -41,7 +41,8 @@ pub struct UserVmConfig {
     pub on_vf_loss: OnVfLoss,
     /// How long the VF, or the VMBus server, may take to answer at the start.
     pub start_timeout: Duration,
-    /// Where to offer the control socket for `vm exec` and statistics; none if `None`.
+    /// Where to offer the control socket for `vm exec` and statistics; none if `None`. A missing directory is made, with
+    /// mode 0700.
     pub control_socket: Option<PathBuf>,
 }
 

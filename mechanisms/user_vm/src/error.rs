@@ -2,6 +2,7 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use listening_socket::ListenError;
 use serde::{Deserialize, Serialize};
 
 /// An error of starting, running or talking to a VM.
@@ -15,6 +16,15 @@ pub enum UserVmError {
     /// A VM of this name runs already.
     #[error("a VM already answers on {}; stop it or choose another name", .0.display())]
     AlreadyRuns(PathBuf),
+    /// The VM's control socket cannot be listened at.
+    #[error("VM {name}: its control socket cannot be listened at")]
+    ControlSocket {
+        /// Name of the VM.
+        name: String,
+        /// Why.
+        #[source]
+        source: ListenError,
+    },
     /// What carries the VM's adapters, and what was given to start it, do not belong together.
     #[error(
         "VM {0}: a VM on VMBus needs its partition's guest end to start, and a VM on a VF takes none"

@@ -37,6 +37,7 @@ pub use config::{
 };
 pub use error::{ProgramExit, StartFailure, StartFailureKind, UserVmError};
 pub use host::{Program, ProgramOutput, RunningProgram, UserVm, VmClient, run, run_on};
+pub use listening_socket::ListenError;
 pub use statistics::{
     AdapterStatistics, CarrierDirection, DataPath, DataPathStatistics, Drops, InterfaceCounters,
     PathStatistics, SyntheticState, Traffic, VfState, VmStatistics,

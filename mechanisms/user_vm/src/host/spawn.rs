@@ -1,17 +1,14 @@
 //! Starting a VM and holding on to it.
 
 use std::{
-    fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use rustix::{
-    fs::Mode,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
-};
+use listening_socket::{ListenError, ListeningSocket, SocketPath};
+use rustix::net::SocketType;
 
 use super::{
     client,
@@ -27,6 +24,8 @@ use crate::{
 const SETUP_TIME: Duration = Duration::from_secs(15);
 /// How long a VM may take to end before it is killed.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(5);
+/// Connections to a control socket that may wait.
+const BACKLOG: i32 = 16;
 /// Bytes of a host name, at most, in one label.
 const MAX_NAME: usize = 63;
 
@@ -37,7 +36,8 @@ pub struct UserVm {
     channel: Channel,
     launcher: Child,
     pid: u32,
-    control_socket: Option<PathBuf>,
+    /// Removed when the VM has ended.
+    _control_socket: Option<SocketPath>,
 }
 
 impl UserVm {
@@ -78,7 +78,9 @@ impl UserVm {
             let name = name.clone();
             move |source| UserVmError::Io { name, action, source }
         };
-        let listener = config.control_socket.as_deref().map(listen).transpose()?;
+        let control_socket = config.control_socket.as_deref();
+        let (listener, control_socket) =
+            control_socket.map(|path| listen(&name, path)).transpose()?.unzip();
         let (channel, theirs) = Channel::pair().map_err(failed("make a channel to it"))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(vm::LAUNCHER).arg(theirs.as_fd().as_raw_fd().to_string());
@@ -87,8 +89,7 @@ impl UserVm {
         let launcher = command.spawn().map_err(failed("start its process"))?;
         drop(theirs);
         // From here on dropping `vm` cleans up.
-        let control_socket = config.control_socket.clone();
-        let mut vm = Self { name, channel, launcher, pid: 0, control_socket };
+        let mut vm = Self { name, channel, launcher, pid: 0, _control_socket: control_socket };
         vm.set_up(config, guest, listener)?;
         Ok(vm)
     }
@@ -216,9 +217,6 @@ impl Drop for UserVm {
         while let Ok(Received::Message(..)) = self.channel.receive::<Reply>(Some(deadline)) {}
         let _ = self.launcher.kill();
         let _ = self.launcher.wait();
-        if let Some(socket) = &self.control_socket {
-            let _ = fs::remove_file(socket);
-        }
     }
 }
 
@@ -236,45 +234,19 @@ fn check_name(name: &str) -> Result<(), UserVmError> {
     }
 }
 
-/// Listens on a control socket that only this user may connect to. A socket that a dead VM left is replaced.
-fn listen(path: &Path) -> Result<OwnedFd, UserVmError> {
-    if client::connect(path).is_ok() {
-        return Err(UserVmError::AlreadyRuns(path.to_owned()));
+/// Listens at the control socket of a VM of this name.
+fn listen(name: &str, path: &Path) -> Result<(OwnedFd, SocketPath), UserVmError> {
+    match ListeningSocket::bind(path, SocketType::SEQPACKET, BACKLOG) {
+        Ok(listening) => Ok(listening.into_parts()),
+        Err(ListenError::InUse { path }) => Err(UserVmError::AlreadyRuns(path)),
+        Err(source) => Err(UserVmError::ControlSocket { name: name.to_owned(), source }),
     }
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let listen = || -> io::Result<OwnedFd> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        // It has another name until it listens: whoever sees it at its path can connect.
-        let socket =
-            tempfile::Builder::new().prefix(".").rand_bytes(5).make_in(directory, |absolute| {
-                let name = absolute.file_name().unwrap_or_default();
-                let address = SocketAddrUnix::new(directory.join(name))?;
-                let kind = SocketType::SEQPACKET;
-                let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
-                // Before it has a name, so that nobody else gets in between.
-                rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-                rustix::net::bind(&socket, &address)?;
-                Ok(socket)
-            })?;
-        rustix::net::listen(socket.as_file(), 16)?;
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        Ok(socket.persist_noclobber(path)?)
-    };
-    listen().map_err(|source| UserVmError::Io {
-        name: path.display().to_string(),
-        action: "listen on its control socket",
-        source,
-    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -288,41 +260,17 @@ mod tests {
     }
 
     #[test]
-    fn a_control_socket_is_private_and_replaced_only_if_nobody_answers() {
-        use std::os::unix::fs::PermissionsExt;
+    fn a_control_socket_is_one_vm_s_and_goes_with_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vm.sock");
-        let first = listen(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(listen(&path), Err(UserVmError::AlreadyRuns(_))));
-        drop(first);
-        listen(&path).unwrap();
-        let missing = listen(&directory.path().join("no/vm.sock"));
-        assert!(matches!(missing, Err(UserVmError::Io { .. })));
-    }
-
-    #[test]
-    fn a_control_socket_that_is_there_can_be_connected_to() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("vm.sock");
-        for round in 0..500 {
-            let start = std::sync::Barrier::new(2);
-            std::thread::scope(|scope| {
-                let connected = scope.spawn(|| {
-                    start.wait();
-                    loop {
-                        match client::connect(&path) {
-                            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                            other => return other.map(drop),
-                        }
-                    }
-                });
-                start.wait();
-                let listener = listen(&path).unwrap();
-                connected.join().unwrap().unwrap_or_else(|error| panic!("round {round}: {error}"));
-                drop(listener);
-            });
-            fs::remove_file(&path).unwrap();
-        }
+        let (socket, held) = listen("web", &path).unwrap();
+        client::connect(&path).unwrap();
+        let refused = listen("db", &path).unwrap_err();
+        assert!(matches!(&refused, UserVmError::AlreadyRuns(other) if *other == path));
+        drop((socket, held));
+        fs::write(&path, "precious").unwrap();
+        let refused = listen("web", &path).unwrap_err();
+        assert!(matches!(refused, UserVmError::ControlSocket { .. }), "{refused:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 }
