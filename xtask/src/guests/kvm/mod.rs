@@ -30,6 +30,9 @@ use super::{
     qemu::Qemu,
 };
 
+/// What scripts of L1, and of L2, have at hand.
+const HOST: &str = include_str!("scripts/host.sh");
+const GUEST: &str = include_str!("scripts/guest.sh");
 /// Runs of a story, if those before were cut short.
 const TRIES: u32 = 2;
 /// Lines of the serial line that are shown of a run that failed.
@@ -167,11 +170,18 @@ impl Stage<'_> {
         if let Some(inner) = &story.inner {
             let mut initramfs = Initramfs::new(self.kernel, "L2 ")?;
             initramfs.modules(inner.modules)?;
-            outer.file("guest/initramfs", 0o644, &initramfs.finish(inner.script)?)?;
+            outer.file("guest/initramfs", 0o644, &initramfs.finish(&in_guest(inner.script))?)?;
             outer.copy("guest/vmlinux", self.vmlinux)?;
         }
-        outer.finish(&format!("{}{}", guest(self.loud), story.script))
+        outer.finish(&format!("{}{HOST}{}", guest(self.loud), story.script))
     }
+}
+
+/// A script of L2: before it what all have at hand, after it a look at what its kernel had to say.
+fn in_guest(script: &str) -> String {
+    const ERRORS: &str = "dmesg | grep -E 'WARNING:|BUG:|Call Trace|irq_unmask.. failed' \
+                          && echo MARK L2 failed errors in the log\n";
+    format!("{GUEST}{script}\n{ERRORS}")
 }
 
 /// The shell function by which scripts of L1 boot L2.
@@ -180,7 +190,7 @@ fn guest(loud: bool) -> String {
     let quiet = if loud { "loglevel=7" } else { "quiet" };
     format!(
         "guest() {{ program=$1; shift; $program --kernel /guest/vmlinux --initrd /guest/initramfs \
-         --cmdline '{COMMAND_LINE} {quiet}' \"$@\" < /dev/null; }}\n"
+         --cmdline '{COMMAND_LINE} {quiet}' \"$@\"; }}\n"
     )
 }
 

@@ -1,0 +1,3 @@
+synthetic_nic
+read line
+pings synthetic

@@ -1,0 +1,6 @@
+lab_with_nic
+stack set-adapter web net0 --queue-pairs 2 || echo MARK failed queue pairs
+start_guest --memory-mib 384 --cpus 2
+weigh 100
+wait $guest
+logs

@@ -1,0 +1,9 @@
+lab_with_nic
+start_guest --memory-mib 384
+weigh 100
+await said MARK L2 under traffic
+clearway nic --directory /tmp/nic rebalance || echo MARK failed rebalance
+await is Active
+type_in done
+wait $guest
+logs

@@ -1,0 +1,18 @@
+lab_with_nic
+start_guest --memory-mib 384
+await said MARK L2 pinged synthetic
+weigh 100
+await is Active
+await said MARK L2 under traffic
+round=0
+while [ $round -lt $ROUNDS ]; do
+    round=$((round + 1))
+    weigh 0
+    await is Synthetic
+    weigh 100
+    await is Active
+done
+echo MARK revoked and returned $round times
+type_in done
+wait $guest
+logs
