@@ -409,6 +409,7 @@ fn worker_status(name: &str, vm: &Vm) -> worker::WorkerStatus {
         vmbus: None,
         adapters: adapters.collect(),
         devices: devices.collect(),
+        integration: Default::default(),
     }
 }
 
