@@ -243,6 +243,30 @@ fn a_guest_that_never_uses_its_vf_loses_it_and_is_not_asked_again_until_it_start
 }
 
 #[test]
+fn a_guest_that_leaves_its_vf_only_when_that_is_ejected_is_asked_to_leave_once() {
+    let mut story = Story::active();
+    let weigh = |story: &mut Story, iov_weight| {
+        story.tell(Input::AdapterSet(ADAPTER, AdapterConfig { iov_weight, ..adapter() }));
+    };
+    weigh(&mut story, 0);
+    assert_eq!(story.state(), "Revoking: switch");
+    story.pass(2);
+    assert_eq!(story.state(), "Revoking: eject");
+    // As Linux does it: its driver is gone, then the device is given up.
+    story.asks(DataPath::Synthetic);
+    story.vpci(VpciReport::EjectComplete);
+    story.vpci(VpciReport::Removed);
+    weigh(&mut story, 100);
+    let second = VfSerial(2);
+    story.tell(Input::Vpci(ADAPTER, second, VpciReport::Offered));
+    story.asks(DataPath::Vf);
+    assert_eq!(story.state(), "Active: resting");
+    story.said.clear();
+    weigh(&mut story, 0);
+    assert_eq!(story.said, ["VfLost { serial: serial 2 }", "Eject"]);
+}
+
+#[test]
 fn vf_is_reclaimed_when_the_guest_never_answers_switch_nor_eject() {
     let mut story = Story::active();
     story.tell(Input::AdapterSet(ADAPTER, AdapterConfig { iov_weight: 0, ..adapter() }));

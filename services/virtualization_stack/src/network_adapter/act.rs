@@ -102,7 +102,8 @@ impl NetworkAdapter {
         self.deadlines = Deadlines::default();
         self.pairs_limit = None;
         self.ranges = super::Ranges::default();
-        self.guest = Guest { netvsc: self.guest.netvsc, asks: self.guest.asks, ..Guest::default() };
+        let Guest { netvsc, asks, leaves_only_ejected, .. } = self.guest;
+        self.guest = Guest { netvsc, asks, leaves_only_ejected, ..Guest::default() };
         let parameters = VfParameters {
             switch_id: SwitchId::DEFAULT,
             owner: VfOwner {
@@ -303,11 +304,14 @@ impl NetworkAdapter {
         self.hold_off = Some(HoldOff { kind: HoldOffKind::Guest, reason, until });
     }
 
-    fn note_silence(&self, from: State, cx: &mut Context<'_>) {
+    fn note_silence(&mut self, from: State, cx: &mut Context<'_>) {
         let (waited_for, waited) = match from {
             State::Offered(OfferedStep::Exposing) => (WaitedFor::Offer, cx.timeouts.expose),
             State::Offered(_) => (WaitedFor::Use, cx.timeouts.offer),
-            State::Revoking(RevokingStep::Switch) => (WaitedFor::Switch, cx.timeouts.switch),
+            State::Revoking(RevokingStep::Switch) => {
+                self.guest.leaves_only_ejected = true;
+                (WaitedFor::Switch, cx.timeouts.switch)
+            }
             State::Revoking(RevokingStep::Eject) => (WaitedFor::Eject, cx.timeouts.eject),
             State::Revoking(RevokingStep::Device) => (WaitedFor::Removal, cx.timeouts.remove),
             _ => return,

@@ -124,6 +124,8 @@ pub(crate) struct Guest {
     pub(crate) progress: GuestProgress,
     pub(crate) eject_asked: bool,
     pub(crate) ejected: bool,
+    /// It did not leave its VF when it was asked to: Linux only leaves one that it is to give up.
+    pub(crate) leaves_only_ejected: bool,
 }
 
 /// What can end a hold-off.
@@ -290,7 +292,9 @@ impl NetworkAdapter {
                     matches!(self.state, State::Active(_) | State::Revoking(RevokingStep::Switch))
                 }
             },
-            When::GuestListens => matches!(guest.netvsc, NetVsc::Ready { .. }),
+            When::GuestListens => {
+                matches!(guest.netvsc, NetVsc::Ready { .. }) && !guest.leaves_only_ejected
+            }
             When::GuestEjected => guest.ejected || guest.device == Device::Absent,
         }
     }
