@@ -37,7 +37,7 @@ fn names_in(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_socket_and_its_directory_are_for_the_owner_alone_and_the_socket_goes_away() {
+fn the_socket_and_its_directory_are_for_the_owner_alone_and_go_away() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("run/clearway/nic0.sock");
     let directory = path.parent().unwrap();
@@ -78,7 +78,7 @@ fn whoever_sees_the_path_can_connect() {
 }
 
 #[test]
-fn a_second_instance_is_refused_and_the_first_is_left_alone() {
+fn a_second_server_is_refused_and_the_first_is_left_alone() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("nic0.sock");
     for kind in KINDS {
@@ -118,9 +118,10 @@ fn a_foreign_server_that_lives_is_left_alone() {
 }
 
 #[test]
-fn a_dead_socket_is_replaced_of_whatever_type_it_was() {
+fn the_socket_of_a_dead_server_is_replaced() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("nic0.sock");
+    // Of whatever type it was.
     for kind in KINDS {
         leave_dead(&path);
         let _listening = ListeningSocket::bind(&path, kind, 8).unwrap();

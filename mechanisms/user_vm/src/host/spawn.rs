@@ -245,7 +245,7 @@ fn listen(name: &str, path: &Path) -> Result<(OwnedFd, SocketPath), UserVmError>
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 
@@ -260,14 +260,19 @@ mod tests {
     }
 
     #[test]
-    fn a_control_socket_is_one_vm_s_and_goes_with_it() {
+    fn a_control_socket_is_private_and_replaced_only_if_nobody_answers() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vm.sock");
         let (socket, held) = listen("web", &path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         client::connect(&path).unwrap();
         let refused = listen("db", &path).unwrap_err();
         assert!(matches!(&refused, UserVmError::AlreadyRuns(other) if *other == path));
-        drop((socket, held));
+        drop(socket);
+        let replaced = listen("db", &path).unwrap();
+        client::connect(&path).unwrap();
+        drop((replaced, held));
+        assert!(!path.exists());
         fs::write(&path, "precious").unwrap();
         let refused = listen("web", &path).unwrap_err();
         assert!(matches!(refused, UserVmError::ControlSocket { .. }), "{refused:?}");

@@ -20,7 +20,10 @@ use super::{
     device::{Event, TestDevice},
     raw_client::{RawClient, message, version_message},
 };
-use crate::{DisconnectReason, EventFd, PciIrq, ServerOptions, VfioUserServer, serve_connection};
+use crate::{
+    DisconnectReason, EventFd, ListenError, PciIrq, ServerError, ServerOptions, VfioUserServer,
+    serve_connection,
+};
 
 const BAR0: u32 = 0;
 const BAR3: u32 = 3;
@@ -446,4 +449,21 @@ fn a_message_may_come_byte_by_byte_or_with_others() {
     client.receive_or_end().unwrap().unwrap();
     assert_eq!(client.receive_or_end().unwrap().unwrap().0.len(), 24);
     assert_eq!(IrqInfo::default().as_bytes().len(), 16);
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("vf0.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let bind = || VfioUserServer::bind(&path, TestDevice::shared(), ServerOptions::new("test"));
+    let first = bind().unwrap();
+    let second = bind();
+    assert!(matches!(second, Err(ServerError::Listen(ListenError::InUse { .. }))), "{second:?}");
+    // The second one asked whether the first is there; that connection may still be on its way out.
+    while RawClient::connected(&path).is_none() {
+        std::thread::yield_now();
+    }
+    drop(first);
+    assert!(!path.exists());
 }
