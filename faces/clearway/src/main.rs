@@ -20,7 +20,7 @@ mod signals;
 mod stack_command;
 mod switch_command;
 mod traffic;
-mod vm_command;
+mod vm;
 
 /// SR-IOV virtualization in software: a NIC with virtual functions, and virtual machines that use them.
 #[derive(Parser, Debug)]
@@ -37,7 +37,7 @@ struct Arguments {
 enum Command {
     Adapter(adapter_command::AdapterArguments),
     Nic(nic_command::NicArguments),
-    Vm(vm_command::VmArguments),
+    Vm(vm::VmArguments),
     Stack(stack_command::StackArguments),
     Switch(switch_command::SwitchArguments),
     Demo(demo::DemoArguments),
@@ -79,7 +79,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Adapter(arguments) => adapter_command::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Nic(arguments) => nic_command::run(arguments).map(|()| ExitCode::SUCCESS),
-        Command::Vm(arguments) => vm_command::run(arguments),
+        Command::Vm(arguments) => vm::run(arguments),
         Command::Stack(arguments) => stack_command::run(arguments),
         Command::Switch(arguments) => switch_command::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Demo(arguments) => demo::run(&arguments),

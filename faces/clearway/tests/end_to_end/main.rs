@@ -5,6 +5,7 @@
 #[allow(dead_code, unreachable_pub)]
 mod common;
 mod demo;
+mod kvm;
 mod programs;
 mod stack;
 mod vms;
