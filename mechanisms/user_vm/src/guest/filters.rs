@@ -3,7 +3,7 @@
 //! A NIC's driver is called when an interface joins a multicast group, gets a VLAN or another address. A TAP
 //! device or a veth pair tells nobody, so the guest's own lists are read now and then.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, io};
 
 use avf_driver::{AvfControl, DriverError, MacAddress, Promiscuity};
 use linux_network::{LinkChange, NetworkError, RouteSocket};
@@ -47,26 +47,31 @@ pub(super) struct KernelFilters {
     interface: String,
     index: u32,
     route: RouteSocket,
+    /// What was read last, for when it cannot be read, as without a free descriptor.
+    last: Wanted,
 }
 
 impl KernelFilters {
     pub(super) fn new(interface: &str, index: u32, route: RouteSocket) -> Self {
-        Self { interface: interface.to_owned(), index, route }
+        Self { interface: interface.to_owned(), index, route, last: Wanted::default() }
     }
 
     /// What the interface wants now.
     pub(super) fn read(&mut self) -> Wanted {
         let link = self.route.link_at(self.index).ok().flatten();
-        Wanted {
-            mac: link.as_ref().map(|link| link.mac.0),
-            multicast: read("/proc/thread-self/net/dev_mcast", |line| {
-                multicast_group(line, &self.interface)
-            }),
-            // Absent where the guest's kernel knows no VLANs.
-            vlans: read("/proc/thread-self/net/vlan/config", |line| vlan(line, &self.interface)),
-            promiscuous: link.as_ref().is_some_and(|link| link.promiscuous),
-            all_multicast: link.as_ref().is_some_and(|link| link.all_multicast),
-        }
+        let groups = |line: &str| multicast_group(line, &self.interface);
+        let multicast = read("/proc/thread-self/net/dev_mcast", groups);
+        // Absent where the guest's kernel knows no VLANs.
+        let vlans = read("/proc/thread-self/net/vlan/config", |line| vlan(line, &self.interface));
+        let last = std::mem::take(&mut self.last);
+        self.last = Wanted {
+            mac: link.as_ref().map_or(last.mac, |link| Some(link.mac.0)),
+            multicast: multicast.unwrap_or(last.multicast),
+            vlans: vlans.unwrap_or(last.vlans),
+            promiscuous: link.as_ref().map_or(last.promiscuous, |link| link.promiscuous),
+            all_multicast: link.as_ref().map_or(last.all_multicast, |link| link.all_multicast),
+        };
+        self.last.clone()
     }
 
     /// Gives the interface an address.
@@ -145,10 +150,14 @@ impl VfFilters {
     }
 }
 
-/// What `parse` finds in the lines of a file; nothing if there is no such file.
-fn read<T: Ord>(path: &str, parse: impl Fn(&str) -> Option<T>) -> BTreeSet<T> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().filter_map(parse).take(MOST).collect()
+/// What `parse` finds in the lines of a file; nothing if there is no such file. `None` if it cannot be read now.
+fn read<T: Ord>(path: &str, parse: impl Fn(&str) -> Option<T>) -> Option<BTreeSet<T>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(_) => return None,
+    };
+    Some(text.lines().filter_map(parse).take(MOST).collect())
 }
 
 /// A line of `/proc/net/dev_mcast`: index, name, two counts, and the address in hexadecimal digits.
@@ -173,6 +182,14 @@ fn vlan(line: &str, interface: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_no_empty_list() {
+        let number = |line: &str| line.parse::<u8>().ok();
+        assert_eq!(read("/proc/self/no such list", number), Some(BTreeSet::new()));
+        // A folder opens, and cannot be read.
+        assert_eq!(read("/proc/self", number), None);
+    }
 
     #[test]
     fn a_synthetic_adapter_is_told_what_linux_would_tell_it() {
