@@ -133,7 +133,10 @@ impl Console {
         match register {
             LINE_CONTROL => port.divisor_latch = value & 0x80 != 0,
             MODEM_CONTROL => port.loopback = value & 0x10 != 0,
-            INTERRUPT_ENABLE if !port.divisor_latch => port.listens = value & 1 != 0,
+            // A driver that looks for ports enables all there are for a moment; one that listens has done so before.
+            INTERRUPT_ENABLE if !port.divisor_latch && value & 0x0F != 0x0F => {
+                port.listens = value & 1 != 0;
+            }
             _ => {}
         }
         let _ = port.serial.write(register, value);
@@ -215,7 +218,10 @@ mod tests {
     fn what_is_typed_before_a_driver_listens_is_kept_for_it() {
         let console = console();
         assert_eq!(console.input(b"x"), 0);
-        // A driver sets the speed, tries the port out, and throws away what is in it.
+        // A driver finds the port, sets its speed, tries it out, and throws away what is in it.
+        console.write(INTERRUPT_ENABLE, 0x0F);
+        assert_eq!((console.room().take(), console.input(b"x")), (0, 0));
+        console.write(INTERRUPT_ENABLE, 0);
         console.write(LINE_CONTROL, 0x83);
         console.write(INTERRUPT_ENABLE, 1);
         console.write(LINE_CONTROL, 0x03);
@@ -231,5 +237,7 @@ mod tests {
         assert_eq!((console.input(b"y"), console.room().take()), (0, 0));
         console.write(INTERRUPT_ENABLE, 1);
         assert_eq!((console.room().take(), console.input(b"y"), console.read(0)), (1, 1, b'y'));
+        console.write(INTERRUPT_ENABLE, 0x0F);
+        assert_eq!((console.input(b"z"), console.read(0)), (1, b'z'));
     }
 }
