@@ -5,11 +5,12 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use partition::{
     GuestMemory, MmioHandler, MmioPages, MsiBlock, Partition, PartitionError, PartitionEvent,
-    PostError, RetargetHandler,
+    PostError, ReferenceTime, RetargetHandler,
 };
 use vm_memory::{FileOffset, MmapRegion};
 use vmbus::EventFd;
@@ -87,6 +88,17 @@ impl Partition for KvmPartition {
 
     fn room_ready(&self) -> BorrowedFd<'_> {
         self.machine.room.as_fd()
+    }
+
+    fn reference_time(&self) -> Option<ReferenceTime> {
+        let clock = self.machine.vm.get_clock().ok()?;
+        let at = if clock.flags & kvm_bindings::KVM_CLOCK_REALTIME == 0 {
+            SystemTime::now()
+        } else {
+            UNIX_EPOCH + Duration::from_nanos(clock.realtime)
+        };
+        // The guest counts 100 ns.
+        Some(ReferenceTime { count: clock.clock / 100, at })
     }
 
     fn create_event_flag(&self, vp: VpIndex, flag: u16) -> Result<EventFd, PartitionError> {

@@ -197,7 +197,8 @@ impl Kernel {
             .map(|path| self.root.join(path).join(&self.release))
             .find(|path| path.exists())
             .context("the kernel package has no modules")?;
-        let built_in = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+        // Newer packages do not say what is built in: there it is what is no module.
+        let built_in = fs::read_to_string(folder.join("modules.builtin")).ok();
         let mut found = Vec::new();
         find_modules(&folder.join("kernel"), &mut found)?;
         let mut ordered: Vec<(String, Vec<u8>)> = Vec::new();
@@ -219,7 +220,10 @@ impl Kernel {
             let Some(path) = found.iter().find(|path| module_name(path) == Some(name.clone()))
             else {
                 let line = format!("/{}.ko", name.replace('-', "_"));
-                if built_in.lines().any(|built_in| built_in.replace('-', "_").ends_with(&line)) {
+                let known = |list: &String| {
+                    list.lines().any(|built_in| built_in.replace('-', "_").ends_with(&line))
+                };
+                if built_in.as_ref().is_none_or(known) {
                     continue;
                 }
                 bail!("Linux {} has no module {name}", self.release);

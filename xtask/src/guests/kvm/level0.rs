@@ -22,7 +22,7 @@ const WALL: Duration = Duration::from_secs(2400);
 
 /// The command line of both guests' kernels. Without `no_timer_check` an emulated boot hangs now and then; mitigations
 /// cost time and protect nobody here; and what watches over time would take a busy machine for a broken kernel.
-pub(crate) const COMMAND_LINE: &str = "console=ttyS0 no_timer_check panic=-1 mitigations=off nowatchdog \
+pub(crate) const KERNEL_OPTIONS: &str = "no_timer_check panic=-1 mitigations=off nowatchdog \
      rcupdate.rcu_cpu_stall_suppress=1 sysctl.kernel.hung_task_timeout_secs=0";
 
 /// What the machine boots.
@@ -78,7 +78,7 @@ pub(crate) fn run(boot: &Boot<'_>, serial: &Path, errors: &Path) -> Result<Run> 
     command.args(["-no-user-config", "-no-reboot"]);
     command.arg("-serial").arg(format!("file:{}", serial.display()));
     command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs);
-    command.args(["-append", &format!("{COMMAND_LINE} quiet")]);
+    command.args(["-append", &format!("console=ttyS0 {KERNEL_OPTIONS} quiet")]);
     let start = Instant::now();
     let mut machine = Machine::start(command, errors.to_path_buf())?;
     let mut shown = Shown::default();

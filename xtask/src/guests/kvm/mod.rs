@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use self::{
-    level0::{Boot, COMMAND_LINE, Run},
+    level0::{Boot, KERNEL_OPTIONS, Run},
     stories::{KVM_MODULES, STORIES, Story},
     verdict::Verdict,
 };
@@ -189,8 +189,9 @@ fn guest(loud: bool) -> String {
     // Each byte that L2 prints is an exit to L1's user space, by way of an emulated processor.
     let quiet = if loud { "loglevel=7" } else { "quiet" };
     format!(
-        "guest() {{ program=$1; shift; $program --kernel /guest/vmlinux --initrd /guest/initramfs \
-         --cmdline '{COMMAND_LINE} {quiet}' \"$@\"; }}\n"
+        "REBOOT=--no-reboot\n\
+         guest() {{ clearway vm run web --kvm --kernel /guest/vmlinux --initrd /guest/initramfs $REBOOT \
+         --append '{KERNEL_OPTIONS} {quiet}' \"$@\"; }}\n"
     )
 }
 

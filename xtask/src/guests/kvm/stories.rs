@@ -1,7 +1,7 @@
 //! The stories: what happens in the outer guest, and what is to be read on the serial line.
 //!
-//! A story's script runs in L1, a stock kernel with KVM. Programs of ours are in its path. `guest PROGRAM …` runs the
-//! program with the options that boot the inner guest, L2. `MARK failed …` on the line, of either guest, is an error.
+//! A story's script runs in L1, a stock kernel with KVM. Programs of ours are in its path. `guest …` is
+//! `clearway vm run` with the options that boot the inner guest, L2. `MARK failed …` on the line, of either guest, is an error.
 //! Before each script stands what all of its side share: `scripts/host.sh` in L1, `scripts/guest.sh` in L2.
 
 use std::time::Duration;
@@ -43,8 +43,6 @@ pub(crate) const KVM_MODULES: [&str; 4] = ["ccp", "irqbypass", "kvm", "kvm_amd"]
 
 const CAPABILITIES: Program = Program::Example { package: "xtask", name: "kvm_capabilities" };
 
-const BOOT_KERNEL: Program = Program::Example { package: "kvm_partition", name: "boot_kernel" };
-
 /// Modules of a guest with a VF.
 const VF_MODULES: &[&str] = &["hv_vmbus", "hv_utils", "iavf", "pci_hyperv", "hv_netvsc"];
 /// Without the VF's driver.
@@ -73,9 +71,9 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "boots",
         about: "a stock kernel takes our partition for Hyper-V, connects to VMBus, and turns off",
-        programs: &[BOOT_KERNEL],
+        programs: &[Program::Clearway],
         modules: &[],
-        script: "guest boot_kernel < /dev/null || echo MARK failed boot_kernel says $?",
+        script: "guest --memory 256 < /dev/null || echo MARK failed vm run says $?",
         inner: Some(Inner {
             modules: &["hv_vmbus", "hv_utils"],
             script: "dmesg > /tmp/log\n\
@@ -97,7 +95,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "netvsc",
         about: "hv_netvsc is bound to our NetVSP, and pings the host through a switch",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/netvsc.sh"),
         inner: Some(Inner {
@@ -117,7 +115,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "vf",
         about: "the data path goes to a VF that iavf drives; the VF is revoked and returned under pings, of which none is lost",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: concat!("ROUNDS=1\n", include_str!("scripts/vf.sh")),
         inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/vf.guest.sh") }),
@@ -137,7 +135,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "revocations",
         about: "a VF is revoked and returned 100 times under pings, of which none is lost",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: concat!("ROUNDS=100\n", include_str!("scripts/vf.sh")),
         inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/vf.guest.sh") }),
@@ -155,7 +153,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "surprise",
         about: "the adapter is killed: the guest goes on without its VF, and gets one of the next adapter",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/surprise.sh"),
         inner: Some(Inner {
@@ -176,7 +174,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "rebalance",
         about: "the PF stops and restarts under pings, of which none is lost",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/rebalance.sh"),
         inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/vf.guest.sh") }),
@@ -193,7 +191,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "modules",
         about: "the guest unloads pci-hyperv and hv_netvsc, and loads them again",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/modules.sh"),
         inner: Some(Inner {
@@ -215,7 +213,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "no-driver",
         about: "a guest without a driver for the VF stays on the synthetic path, and the stack says why",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/no-driver.sh"),
         inner: Some(Inner {
@@ -235,7 +233,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "processors",
         about: "two processors: several channels, and the VF's interrupts move between them",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/processors.sh"),
         inner: Some(Inner {
@@ -257,7 +255,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "mtu",
         about: "the guest changes its MTU on the VF",
-        programs: &[BOOT_KERNEL, Program::Clearway],
+        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/mtu.sh"),
         inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/mtu.guest.sh") }),
@@ -271,6 +269,44 @@ pub(crate) const STORIES: &[Story] = &[
         ],
         memory: 1536,
         cpu: Duration::from_secs(600),
+    },
+    Story {
+        name: "reboot",
+        about: "the guest reboots with its VF, and gets one in its next life",
+        programs: &[Program::Clearway],
+        modules: &["tun"],
+        script: include_str!("scripts/reboot.sh"),
+        inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/reboot.guest.sh") }),
+        expected: &[
+            "MARK L2 pinged VF",
+            "MARK L2 booted",
+            "MARK L2 pinged VF",
+            "MARK L2 end",
+            "MARK end",
+        ],
+        memory: 1536,
+        cpu: Duration::from_secs(600),
+    },
+    Story {
+        name: "shutdown",
+        about: "`clearway vm stop` has the guest shut down by its integration service",
+        programs: &[Program::Clearway],
+        modules: &["tun"],
+        script: include_str!("scripts/shutdown.sh"),
+        inner: Some(Inner {
+            modules: &["hv_vmbus", "hv_utils", "hv_netvsc"],
+            script: include_str!("scripts/shutdown.guest.sh"),
+        }),
+        expected: &[
+            "Shutdown IC version 3.2",
+            "Heartbeat IC version 3.0",
+            "TimeSync IC version 4.0",
+            "hyperv",
+            "MARK L2 was asked to shut down",
+            "MARK end",
+        ],
+        memory: 1024,
+        cpu: Duration::from_secs(360),
     },
 ];
 

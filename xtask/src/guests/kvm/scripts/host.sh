@@ -24,6 +24,7 @@ lab() {
         echo 'mac = "00:15:5D:00:00:01"'
         echo 'switch = "lab"'
         echo 'iov-weight = 0'
+        echo "channels = ${CHANNELS:-1}"
     } > /tmp/stack.toml
     clearway stack run --config /tmp/stack.toml --directory /tmp/stack > /tmp/stack.log 2>&1 &
     await test -e /sys/class/net/host0
@@ -56,7 +57,7 @@ start_guest() {
     mkfifo /tmp/keyboard
     exec 3<> /tmp/keyboard
     : > /tmp/console
-    { guest boot_kernel --worker /tmp/web.sock --name web "$@" < /tmp/keyboard || echo "MARK failed boot_kernel says $?"; } | tee /tmp/console &
+    { guest --worker /tmp/web.sock "$@" < /tmp/keyboard || echo "MARK failed vm run says $?"; } | tee /tmp/console &
     guest=$!
 }
 type_in() { echo "$*" >&3; }

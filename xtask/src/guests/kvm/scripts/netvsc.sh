@@ -3,6 +3,6 @@ lab none <<'END'
 name = "lab"
 socket = "/tmp/switch/control.sock"
 END
-start_guest
+start_guest --memory 256
 wait $guest
 logs
