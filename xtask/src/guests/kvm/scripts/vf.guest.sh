@@ -9,7 +9,6 @@ read line
 kill -INT $!
 wait
 tail -n 1 /tmp/ping
-await all_answered && echo MARK L2 lost nothing || echo MARK L2 failed pings were lost or doubled
-echo pings sent and answered: $(echoes)
+every_echo && echo MARK L2 lost nothing || echo "MARK L2 failed pings were lost or doubled: sent and answered $(echoes)"
 dmesg | grep 'Data path switched' | tail -n 4
 grep iavf /proc/interrupts
