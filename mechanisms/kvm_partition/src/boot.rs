@@ -21,8 +21,9 @@ use crate::{
     acpi,
     layout::{
         ACPI, COMMAND_LINE, COMMAND_LINE_SIZE, GDT, HIGH_MEMORY, Layout, MEMORY_MAP, MODULE_LIST,
-        PAGE, PAGE_TABLES, STACK, START_INFO, ZERO_PAGE,
+        PAGE, PAGE_TABLES, RESET_VECTOR, STACK, START_INFO, ZERO_PAGE,
     },
+    ports::{RESET_PORT, RESET_VALUE},
 };
 
 /// What to boot.
@@ -116,6 +117,7 @@ pub fn load(
     let tables = acpi::tables(layout, processors).ok_or(BootError::Pages)?;
     write(ACPI.start, &tables)?;
     write(GDT, GDT_ENTRIES.as_bytes())?;
+    write(RESET_VECTOR, &RESET_CODE)?;
 
     let start = Some(GuestAddress(HIGH_MEMORY));
     let elf = Elf::load(memory, None, &mut boot.kernel, start);
@@ -152,6 +154,22 @@ pub fn load(
         }
     }
 }
+
+/// All the firmware there is, in real mode: it resets the machine.
+const RESET_CODE: [u8; 9] = {
+    let [low, high] = RESET_PORT.to_le_bytes();
+    [
+        0xBA,
+        low,
+        high, // mov dx, RESET_PORT
+        0xB0,
+        RESET_VALUE, // mov al, RESET_VALUE
+        0xEE,        // out dx, al
+        0xF4,        // hlt
+        0xEB,
+        0xFD, // jmp to hlt
+    ]
+};
 
 /// Puts the initial RAM file system as high as may be, and says where it is and how long.
 fn load_initrd(
@@ -381,6 +399,15 @@ mod tests {
 
     fn qword(memory: &GuestMemoryMmap, at: u64) -> u64 {
         memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    #[test]
+    fn a_guest_that_restarts_by_firmware_finds_code_that_resets() {
+        let (memory, layout) = memory();
+        load(&memory, &layout, 1, &mut boot(&vmlinux(true))).unwrap();
+        let mut code = [0; 9];
+        memory.read_slice(&mut code, GuestAddress(0xF_0000 + 0xFFF0)).unwrap();
+        assert_eq!(code, [0xBA, 0xF9, 0x0C, 0xB0, 0x06, 0xEE, 0xF4, 0xEB, 0xFD]);
     }
 
     #[test]

@@ -41,8 +41,10 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const COMMAND_LINE_SIZE: usize = 2048;
 /// Where ordinary memory below 1 MiB ends.
 pub const BASE_MEMORY_END: u64 = 0x9_FC00;
-/// The root of the ACPI tables, and the tables behind it, up to 1 MiB.
-pub const ACPI: Range<u64> = 0xE_0000..0x10_0000;
+/// The root of the ACPI tables, and the tables behind it.
+pub const ACPI: Range<u64> = 0xE_0000..RESET_VECTOR;
+/// Where processors begin after a reset, and where a guest jumps that restarts by firmware: F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// Where kernels begin.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
