@@ -402,12 +402,18 @@ fn limit_descriptors(pid: u32, limit: Rlimit) -> Rlimit {
 /// carrier reads the guest kernel's lists of groups and VLANs four times a second, files in `/proc`.
 fn next_descriptor(pid: u32) -> u64 {
     let lasts = |number: &u64| {
-        fs::read_link(format!("/proc/{pid}/fd/{number}")).is_ok_and(|file| {
-            let file = file.to_str().unwrap();
-            !file.starts_with('/') || file.starts_with("/dev/") || file.starts_with("/memfd:")
-        })
+        fs::read_link(format!("/proc/{pid}/fd/{number}"))
+            .is_ok_and(|file| !file.starts_with("/proc"))
     };
     (0..).find(|number| !lasts(number)).unwrap()
+}
+
+/// Whether all threads of process `pid` sleep: what a thread opens when it begins is open then.
+fn all_sleep(pid: u32) -> bool {
+    fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| {
+        let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('S'))
+    })
 }
 
 /// How often the first thread of process `pid` has gone to sleep, and its CPU time in ticks of 10 ms.
@@ -428,6 +434,7 @@ fn a_vm_without_descriptors_sleeps() {
     let Some(vm) = spawn(&config) else {
         return;
     };
+    eventually("the sleep of all its threads", || all_sleep(vm.pid()));
     // What it may have at most stays, so that what it has can be put back.
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let none = Rlimit { current: Some(next_descriptor(vm.pid())), maximum };

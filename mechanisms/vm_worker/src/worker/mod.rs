@@ -188,9 +188,13 @@ impl Worker {
         for device in devices.values_mut() {
             device.work(cx);
         }
-        adapters.retain(|_, adapter| !adapter.is_gone());
-        devices.retain(|_, device| !device.is_gone());
+        self.forget_gone();
         self.share_claims();
+    }
+
+    fn forget_gone(&mut self) {
+        self.adapters.retain(|_, adapter| !adapter.is_gone());
+        self.devices.retain(|_, device| !device.is_gone());
     }
 
     fn wait(&mut self, deadline: Option<Duration>) {
@@ -405,6 +409,8 @@ impl Worker {
         control: PrivateControl,
         input: &[u8],
     ) -> Result<Vec<u8>, NtStatus> {
+        // What has ended in this very turn is there no more: its end was reported already.
+        self.forget_gone();
         match control {
             PrivateControl::Status => {
                 return serde_json::to_vec(&self.status()).map_err(|_| NtStatus::UNSUCCESSFUL);
