@@ -157,7 +157,7 @@ impl RxQueue {
         Ok(())
     }
 
-    /// Hands all slots but one to the device; the queue must be enabled (SPEC-AVF Appendix A.7).
+    /// Hands all slots but one to the device (SPEC-AVF Appendix A.7); the queue must be configured.
     pub(crate) fn start(&mut self) -> Result<()> {
         self.tail.ring_checked(u32::from(self.ring.len() - 1))
     }

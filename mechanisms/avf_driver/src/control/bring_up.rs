@@ -213,10 +213,11 @@ impl AvfControl {
         self.add_primary_address()?;
         self.restore_filters()?;
         self.set_poll_mode()?;
-        self.request(&Request::EnableQueues(self.all_queues()))?;
+        // Buffers first: a queue that is enabled without any drops what comes before they do.
         for pair in pairs.iter_mut() {
             pair.rx.start()?;
         }
+        self.request(&Request::EnableQueues(self.all_queues()))?;
         self.state = State::Running;
         self.next_reset_check = None;
         // What is told of resets so far is dealt with now.

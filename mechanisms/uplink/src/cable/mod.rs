@@ -181,6 +181,14 @@ impl CableUplink {
         UplinkError::CablePeer { socket: self.socket.clone(), problem }
     }
 
+    /// The link, without looking whether it has changed.
+    fn link_now(&self) -> LinkState {
+        match self.state {
+            State::Connected { .. } => LinkState::up(SPEED_MBPS),
+            State::Alone | State::Greeting { .. } => LinkState::DOWN,
+        }
+    }
+
     /// Does what is not about frames: meets a peer, reads what it says, notices that it is gone.
     fn service(&mut self, now: Instant) -> Result<(), UplinkError> {
         self.read_messages(now)?;
@@ -303,16 +311,16 @@ impl Uplink for CableUplink {
         if let Err(error) = self.service(Instant::now()) {
             tracing::warn!(%error, "the uplink's cable");
         }
-        match self.state {
-            State::Connected { .. } => LinkState::up(SPEED_MBPS),
-            _ => LinkState::DOWN,
-        }
+        self.link_now()
     }
 
     fn arm(&mut self) -> Result<bool, UplinkError> {
         let now = Instant::now();
         self.armed = true;
+        let link = self.link_now();
         self.service(now)?;
+        // A link that has just changed would not be looked at during a sleep.
+        let same = self.link_now() == link;
         let idle = match &mut self.state {
             State::Connected { consumer, .. } => consumer.arm(),
             State::Alone | State::Greeting { .. } => Ok(true),
@@ -324,7 +332,7 @@ impl Uplink for CableUplink {
             State::Alone => RETRY,
             State::Greeting { until, .. } => until.saturating_duration_since(now).max(RETRY),
         };
-        Ok(self.set_timer(wait) && idle)
+        Ok(self.set_timer(wait) && idle && same)
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

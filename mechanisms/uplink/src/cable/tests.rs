@@ -26,7 +26,9 @@ fn frames(frames: &[&[u8]]) -> FrameBurst {
 
 /// Sleeps as a worker does; panics if nothing happens for five seconds.
 fn sleep(end: &mut CableUplink) {
+    let link = end.link_now();
     if end.arm().unwrap() {
+        assert_eq!(end.link_now(), link, "nobody would look at the link");
         let mut fds = [PollFd::from_borrowed_fd(end.wait_fd().unwrap(), PollFlags::IN)];
         let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
         assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "nothing woke {end:?}");
