@@ -1,5 +1,6 @@
 //! Checklist item 61 with the driver of this project: a VF that is brought up again and again under traffic, each time with
-//! other rings and another number of queue pairs, as `ifup` and `ifdown`, `ethtool -G` and `ethtool -L` do.
+//! other rings and another number of queue pairs, as `ifup` and `ifdown`, `ethtool -G` and `ethtool -L` do. And a VF that is
+//! brought down with frames in its ring.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -9,11 +10,15 @@
 mod common;
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use avf_driver::DriverConfig;
+use arrayvec::ArrayVec;
+use avf_driver::{DriverConfig, RxSegment};
 use common::{Bench, End, PATIENCE, frame, mac, vf};
 use ndis_protocol::FunctionId;
 
@@ -61,7 +66,7 @@ fn c61_a_hundred_openings_with_other_rings_and_queues_under_traffic_leave_nothin
             let mut end = End::open(config);
             assert_eq!(end.pairs.len(), 1 << (round % 3));
             let start = Instant::now();
-            let mut burst = arrayvec::ArrayVec::<avf_driver::RxSegment, 16>::new();
+            let mut burst = ArrayVec::<RxSegment, 16>::new();
             // Traffic is there at once, on whichever queue.
             while end.pairs.iter_mut().all(|pair| pair.rx.receive(&mut burst) == 0) {
                 assert!(start.elapsed() < PATIENCE, "no frame came in round {round}");
@@ -94,4 +99,40 @@ fn c61_a_hundred_openings_with_other_rings_and_queues_under_traffic_leave_nothin
     let mut end = bench.open(1);
     sender.send(&frame(mac(1), mac(0), b"the last one"));
     while &end.receive()[14..] != b"the last one" {}
+}
+
+#[test]
+fn what_was_posted_before_an_orderly_end_is_sent() {
+    // A data path that looks at doorbells once in a while only.
+    let bench = Bench::with(2, 1, |config| {
+        let idle = &mut config.worker.idle;
+        idle.spin = Duration::ZERO;
+        idle.shortest_sleep = Duration::from_secs(1);
+        idle.longest_sleep = Duration::from_secs(1);
+    });
+    let mut receiver = bench.open(1);
+    for round in 0..3_u8 {
+        let mut sender = bench.open(0);
+        for number in 0..200_u8 {
+            sender.send(&frame(mac(1), mac(0), &[round, number, 0]));
+        }
+        sender.control.close(sender.pairs).unwrap();
+        let rx = &mut receiver.pairs[0].rx;
+        let memory = Arc::clone(rx.memory());
+        let (mut came, start) = (Vec::new(), Instant::now());
+        while came.len() < 200 {
+            assert!(start.elapsed() < PATIENCE, "round {round}: {} frames came", came.len());
+            let mut burst = ArrayVec::<RxSegment, 32>::new();
+            rx.receive(&mut burst);
+            for segment in burst {
+                let mut bytes = vec![0; segment.length.into()];
+                memory.bytes(&segment.buffer).unwrap().read_into(&mut bytes);
+                rx.free(segment.buffer);
+                came.push(bytes);
+            }
+        }
+        for (number, frame) in (0..200_u8).zip(came) {
+            assert_eq!(&frame[14..], [round, number, 0]);
+        }
+    }
 }

@@ -93,6 +93,10 @@ pub trait VfHost {
         rx: &[(u16, RxQueueConfig)],
     ) -> Result<(), QueueError>;
 
+    /// Sends what the driver has posted to the TX queues whose bits are set, all of which run: they are about to be
+    /// stopped in an orderly way, and what was handed over before that counts as sent (DESIGN.md, no frame is lost).
+    fn finish_transmit(&mut self, tx: u32);
+
     /// Stops the queues whose bits are set, all of which run. Returns after the last access to guest
     /// memory on their behalf: the driver frees the rings then.
     fn stop_queues(&mut self, tx: u32, rx: u32);

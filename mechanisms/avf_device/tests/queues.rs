@@ -204,14 +204,14 @@ fn c27_maps_of_vectors_and_queues_that_do_not_exist_are_refused() {
 }
 
 #[test]
-fn c29_disable_stops_before_it_answers_and_is_idempotent() {
+fn c29_disable_sends_what_was_posted_stops_before_it_answers_and_is_idempotent() {
     let mut g = Guest::ready();
     g.start_queues(2);
     g.host.take_calls();
     g.must(Request::DisableQueues(select(0b01)));
-    assert_eq!(g.host.take_calls(), [Call::Stop(1, 1)]);
+    assert_eq!(g.host.take_calls(), [Call::FinishTransmit(1), Call::Stop(1, 1)]);
     g.must(Request::DisableQueues(select(0b11)));
-    assert_eq!(g.host.take_calls(), [Call::Stop(2, 2)]);
+    assert_eq!(g.host.take_calls(), [Call::FinishTransmit(2), Call::Stop(2, 2)]);
     g.must(Request::DisableQueues(select(0b11)));
     g.must(Request::DisableQueues(select(0)));
     assert!(g.host.take_calls().is_empty());

@@ -313,6 +313,16 @@ impl DataPath {
         }
     }
 
+    /// One burst of each TX queue of the bitmap. Returns whether any had something.
+    pub fn poll_queues(&mut self, slot: FunctionSlot, tx: u32, now_ns: u64) -> bool {
+        let mut worked = false;
+        for number in (0..u32::BITS as usize).filter(|number| tx & (1 << number) != 0) {
+            worked |= self.poll_queue(QueueId { function: slot.0, number }, now_ns);
+        }
+        self.uplink.flush();
+        worked
+    }
+
     /// Stops the queues of the two bitmaps. When this returns their memory is not touched any more.
     pub fn stop_queues(&mut self, slot: FunctionSlot, tx: u32, rx: u32) {
         if let Some(Some(sender)) = self.senders.get_mut(slot.0) {

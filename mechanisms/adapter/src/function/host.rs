@@ -7,11 +7,14 @@ use std::sync::{
 
 use avf_device::{QueueError, RxQueueConfig, TxQueueConfig, VfHost, VfSettings};
 use avf_protocol::{
-    MacAddress,
+    MAX_RING_LENGTH, MacAddress,
     virtchnl::{EthStats, LinkStatus},
 };
 
-use crate::data_path::{DataPathHandle, DataPathStopped, FunctionSlot};
+use crate::{
+    clock::now_ns,
+    data_path::{DataPathHandle, DataPathStopped, FunctionSlot},
+};
 
 /// The link of the physical port, as all functions see it.
 #[derive(Debug, Default)]
@@ -67,6 +70,18 @@ impl VfHost for FunctionHost {
             Ok(Ok(())) => Ok(()),
             Ok(Err((queue, fault))) => Err(QueueError::Ring { queue, fault }),
             Err(DataPathStopped) => Err(QueueError::NoResources),
+        }
+    }
+
+    fn finish_transmit(&mut self, tx: u32) {
+        let slot = self.slot;
+        // Between the rounds of the data path, so that nobody else waits for it; a driver that keeps on posting is no
+        // reason to stay.
+        for _ in 0..MAX_RING_LENGTH {
+            match self.data_path.run(move |data_path| data_path.poll_queues(slot, tx, now_ns())) {
+                Ok(true) => {}
+                Ok(false) | Err(DataPathStopped) => break,
+            }
         }
     }
 

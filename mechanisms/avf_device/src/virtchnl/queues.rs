@@ -246,6 +246,9 @@ impl AvfDevice {
         let (tx, rx) = self.check_select(select)?;
         let (tx_running, rx_running) = self.vf.running();
         if (tx & tx_running) | (rx & rx_running) != 0 {
+            if tx & tx_running != 0 {
+                host.finish_transmit(tx & tx_running);
+            }
             host.stop_queues(tx & tx_running, rx & rx_running);
         }
         self.set_running(tx, rx, false);

@@ -41,6 +41,7 @@ pub const THIRD_MAC: MacAddress = MacAddress([0x02, 0, 0, 0, 0, 3]);
 #[derive(Clone, PartialEq, Debug)]
 pub enum Call {
     Start(Vec<(u16, TxQueueConfig)>, Vec<(u16, RxQueueConfig)>),
+    FinishTransmit(u32),
     Stop(u32, u32),
     Apply,
     Queues(u16),
@@ -92,6 +93,10 @@ impl VfHost for Host {
         }
         self.calls.push(Call::Start(tx.to_vec(), rx.to_vec()));
         Ok(())
+    }
+
+    fn finish_transmit(&mut self, tx: u32) {
+        self.calls.push(Call::FinishTransmit(tx));
     }
 
     fn stop_queues(&mut self, tx: u32, rx: u32) {

@@ -92,6 +92,8 @@ impl VfHost for Host {
         Ok(())
     }
 
+    fn finish_transmit(&mut self, _: u32) {}
+
     fn stop_queues(&mut self, tx: u32, rx: u32) {
         for queue in 0..16 {
             if (tx | rx) & 1 << queue != 0 {
