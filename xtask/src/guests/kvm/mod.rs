@@ -27,6 +27,7 @@ use super::{
     Cache,
     initramfs::Initramfs,
     kernel::{Kernel, Series},
+    programs,
     qemu::Qemu,
 };
 
@@ -82,6 +83,7 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
     }
     let chosen =
         |story: &&Story| tests.only.is_empty() || tests.only.iter().any(|name| name == story.name);
+    let clearway = programs::clearway()?;
     let mut told = Vec::new();
     for series in &tests.kernels {
         let cache = Cache::open()?;
@@ -96,6 +98,7 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
             qemu: &qemu,
             kernel: &kernel,
             vmlinux: &vmlinux,
+            clearway: &clearway,
             logs: &logs,
             loud: tests.loud,
         };
@@ -111,6 +114,7 @@ struct Stage<'a> {
     qemu: &'a Qemu,
     kernel: &'a Kernel,
     vmlinux: &'a Path,
+    clearway: &'a Path,
     logs: &'a Path,
     loud: bool,
 }
@@ -163,16 +167,11 @@ impl Stage<'_> {
         let mut outer = Initramfs::new(self.kernel, "")?;
         outer.modules(&KVM_MODULES)?;
         outer.modules(story.modules)?;
-        for program in story.programs {
-            let stripped = stripped(&program.build()?, folder)?;
-            outer.program(program.name(), &stripped)?;
-        }
-        if let Some(inner) = &story.inner {
-            let mut initramfs = Initramfs::new(self.kernel, "L2 ")?;
-            initramfs.modules(inner.modules)?;
-            outer.file("guest/initramfs", 0o644, &initramfs.finish(&in_guest(inner.script))?)?;
-            outer.copy("guest/vmlinux", self.vmlinux)?;
-        }
+        outer.program("clearway", &stripped(self.clearway, folder)?)?;
+        let mut inner = Initramfs::new(self.kernel, "L2 ")?;
+        inner.modules(story.inner.modules)?;
+        outer.file("guest/initramfs", 0o644, &inner.finish(&in_guest(story.inner.script))?)?;
+        outer.copy("guest/vmlinux", self.vmlinux)?;
         outer.finish(&format!("{}{HOST}{}", guest(self.loud), story.script))
     }
 }

@@ -1,12 +1,10 @@
 //! The stories: what happens in the outer guest, and what is to be read on the serial line.
 //!
-//! A story's script runs in L1, a stock kernel with KVM. Programs of ours are in its path. `guest …` is
+//! A story's script runs in L1, a stock kernel with KVM. `clearway` is in its path. `guest …` is
 //! `clearway vm run` with the options that boot the inner guest, L2. `MARK failed …` on the line, of either guest, is an error.
 //! Before each script stands what all of its side share: `scripts/host.sh` in L1, `scripts/guest.sh` in L2.
 
 use std::time::Duration;
-
-use crate::guests::programs::Program;
 
 /// A story.
 pub(crate) struct Story {
@@ -14,14 +12,12 @@ pub(crate) struct Story {
     pub(crate) name: &'static str,
     /// What it shows, in one line.
     pub(crate) about: &'static str,
-    /// Programs that L1 has.
-    pub(crate) programs: &'static [Program],
     /// Modules that L1 has beside those for KVM.
     pub(crate) modules: &'static [&'static str],
     /// What L1 does after its modules are loaded.
     pub(crate) script: &'static str,
-    /// The inner guest, if it has one.
-    pub(crate) inner: Option<Inner>,
+    /// The inner guest.
+    pub(crate) inner: Inner,
     /// What is to be read on the serial line, in this order, each somewhere in a line.
     pub(crate) expected: &'static [&'static str],
     /// L1's memory in MiB.
@@ -41,46 +37,41 @@ pub(crate) struct Inner {
 /// Modules that L1 needs for `/dev/kvm`.
 pub(crate) const KVM_MODULES: [&str; 4] = ["ccp", "irqbypass", "kvm", "kvm_amd"];
 
-const CAPABILITIES: Program = Program::Example { package: "xtask", name: "kvm_capabilities" };
-
 /// Modules of a guest with a VF.
 const VF_MODULES: &[&str] = &["hv_vmbus", "hv_utils", "iavf", "pci_hyperv", "hv_netvsc"];
 /// Without the VF's driver.
 const NO_VF_DRIVER: &[&str] = &["hv_vmbus", "hv_utils", "pci_hyperv", "hv_netvsc"];
 
+const fn with_vf(script: &'static str) -> Inner {
+    Inner { modules: VF_MODULES, script }
+}
+
+/// What most stories share.
+const BASE: Story = Story {
+    name: "",
+    about: "",
+    modules: &["tun"],
+    script: "",
+    inner: with_vf(""),
+    expected: &[],
+    memory: 1536,
+    cpu: Duration::from_secs(600),
+};
+
 /// All of them, the quickest first.
 pub(crate) const STORIES: &[Story] = &[
     Story {
-        name: "kvm-here",
-        about: "the outer guest has a /dev/kvm with all that a Hyper-V partition needs",
-        programs: &[CAPABILITIES],
-        modules: &[],
-        script: "[ -c /dev/kvm ] || echo MARK failed no /dev/kvm\n\
-                 kvm_capabilities || echo MARK failed a capability is missing",
-        inner: None,
-        expected: &[
-            "MARK booted",
-            "KVM_CAP_HYPERV 1",
-            "KVM_CAP_HYPERV_SYNIC2 1",
-            "KVM_CAP_HYPERV_EVENTFD 1",
-            "KVM_CAP_HYPERV_CPUID 1",
-        ],
-        memory: 512,
-        cpu: Duration::from_secs(120),
-    },
-    Story {
         name: "boots",
         about: "a stock kernel takes our partition for Hyper-V, connects to VMBus, and turns off",
-        programs: &[Program::Clearway],
         modules: &[],
         script: "guest --memory 256 < /dev/null || echo MARK failed vm run says $?",
-        inner: Some(Inner {
+        inner: Inner {
             modules: &["hv_vmbus", "hv_utils"],
             script: "dmesg > /tmp/log\n\
                      grep 'Hypervisor detected' /tmp/log || echo MARK L2 failed no hypervisor is detected\n\
                      grep 'Vmbus version' /tmp/log || echo MARK L2 failed no VMBus\n\
                      ls /sys/bus/vmbus/devices",
-        }),
+        },
         expected: &[
             "MARK booted",
             "MARK L2 booted",
@@ -95,13 +86,12 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "netvsc",
         about: "hv_netvsc is bound to our NetVSP, and pings the host through a switch",
-        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/netvsc.sh"),
-        inner: Some(Inner {
+        inner: Inner {
             modules: &["hv_vmbus", "hv_utils", "hv_netvsc"],
             script: include_str!("scripts/netvsc.guest.sh"),
-        }),
+        },
         expected: &[
             "MARK L2 booted",
             "MARK L2 driver hv_netvsc 00:15:5d:00:00:01",
@@ -115,10 +105,8 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "vf",
         about: "the data path goes to a VF that iavf drives; the VF is revoked and returned under pings, of which none is lost",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: concat!("ROUNDS=1\n", include_str!("scripts/vf.sh")),
-        inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/vf.guest.sh") }),
+        inner: with_vf(include_str!("scripts/vf.guest.sh")),
         expected: &[
             "MARK L2 booted",
             "MARK L2 pinged synthetic",
@@ -129,16 +117,13 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
-        cpu: Duration::from_secs(600),
+        ..BASE
     },
     Story {
         name: "revocations",
         about: "a VF is revoked and returned 100 times under pings, of which none is lost",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: concat!("ROUNDS=100\n", include_str!("scripts/vf.sh")),
-        inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/vf.guest.sh") }),
+        inner: with_vf(include_str!("scripts/vf.guest.sh")),
         expected: &[
             "MARK L2 booted",
             "MARK L2 pinged VF",
@@ -147,19 +132,14 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
         cpu: Duration::from_secs(3600),
+        ..BASE
     },
     Story {
         name: "surprise",
         about: "the adapter is killed: the guest goes on without its VF, and gets one of the next adapter",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: include_str!("scripts/surprise.sh"),
-        inner: Some(Inner {
-            modules: VF_MODULES,
-            script: include_str!("scripts/surprise.guest.sh"),
-        }),
+        inner: with_vf(include_str!("scripts/surprise.guest.sh")),
         expected: &[
             "MARK L2 booted",
             "MARK L2 pinged VF",
@@ -168,16 +148,13 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
-        cpu: Duration::from_secs(600),
+        ..BASE
     },
     Story {
         name: "rebalance",
         about: "the PF stops and restarts under pings, of which none is lost",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: include_str!("scripts/rebalance.sh"),
-        inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/vf.guest.sh") }),
+        inner: with_vf(include_str!("scripts/vf.guest.sh")),
         expected: &[
             "MARK L2 booted",
             "MARK L2 pinged VF",
@@ -185,19 +162,13 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
-        cpu: Duration::from_secs(600),
+        ..BASE
     },
     Story {
         name: "modules",
         about: "the guest unloads pci-hyperv and hv_netvsc, and loads them again",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: include_str!("scripts/modules.sh"),
-        inner: Some(Inner {
-            modules: VF_MODULES,
-            script: include_str!("scripts/modules.guest.sh"),
-        }),
+        inner: with_vf(include_str!("scripts/modules.guest.sh")),
         expected: &[
             "MARK L2 booted",
             "MARK L2 pinged VF",
@@ -207,19 +178,13 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
-        cpu: Duration::from_secs(600),
+        ..BASE
     },
     Story {
         name: "no-driver",
         about: "a guest without a driver for the VF stays on the synthetic path, and the stack says why",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: include_str!("scripts/no-driver.sh"),
-        inner: Some(Inner {
-            modules: NO_VF_DRIVER,
-            script: include_str!("scripts/no-driver.guest.sh"),
-        }),
+        inner: Inner { modules: NO_VF_DRIVER, script: include_str!("scripts/no-driver.guest.sh") },
         expected: &[
             "MARK L2 booted",
             "[GuestNoVfDriver]",
@@ -227,19 +192,13 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
-        cpu: Duration::from_secs(600),
+        ..BASE
     },
     Story {
         name: "processors",
         about: "two processors: several channels, and the VF's interrupts move between them",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: include_str!("scripts/processors.sh"),
-        inner: Some(Inner {
-            modules: VF_MODULES,
-            script: include_str!("scripts/processors.guest.sh"),
-        }),
+        inner: with_vf(include_str!("scripts/processors.guest.sh")),
         expected: &[
             "MARK L2 booted",
             "MARK L2 pinged VF",
@@ -249,16 +208,13 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
-        cpu: Duration::from_secs(600),
+        ..BASE
     },
     Story {
         name: "mtu",
         about: "the guest changes its MTU on the VF",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: include_str!("scripts/mtu.sh"),
-        inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/mtu.guest.sh") }),
+        inner: with_vf(include_str!("scripts/mtu.guest.sh")),
         expected: &[
             "MARK L2 booted",
             "MARK L2 pinged VF",
@@ -267,16 +223,13 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
-        cpu: Duration::from_secs(600),
+        ..BASE
     },
     Story {
         name: "reboot",
         about: "the guest reboots with its VF, and gets one in its next life",
-        programs: &[Program::Clearway],
-        modules: &["tun"],
         script: include_str!("scripts/reboot.sh"),
-        inner: Some(Inner { modules: VF_MODULES, script: include_str!("scripts/reboot.guest.sh") }),
+        inner: with_vf(include_str!("scripts/reboot.guest.sh")),
         expected: &[
             "MARK L2 pinged VF",
             "MARK L2 booted",
@@ -284,19 +237,17 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 end",
             "MARK end",
         ],
-        memory: 1536,
-        cpu: Duration::from_secs(600),
+        ..BASE
     },
     Story {
         name: "shutdown",
         about: "`clearway vm stop` has the guest shut down by its integration service",
-        programs: &[Program::Clearway],
         modules: &["tun"],
         script: include_str!("scripts/shutdown.sh"),
-        inner: Some(Inner {
+        inner: Inner {
             modules: &["hv_vmbus", "hv_utils", "hv_netvsc"],
             script: include_str!("scripts/shutdown.guest.sh"),
-        }),
+        },
         expected: &[
             "Shutdown IC version 3.2",
             "Heartbeat IC version 3.0",
