@@ -1,12 +1,13 @@
-//! ACPI tables: processors, the IO-APIC, the serial port, and the VMBus with the MMIO windows that its devices share.
+//! ACPI tables: processors, the IO-APIC, the serial port, virtio devices, and the VMBus with the MMIO windows that its
+//! devices share.
 //!
 //! Reduced hardware: no PM timer, no SCI, no PCI host bridge. Bytes for guest memory, no I/O.
 
 use acpi_tables::{
     Aml, AmlSink,
     aml::{
-        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package,
-        ResourceTemplate, Scope,
+        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
+        Package, ResourceTemplate, Scope,
     },
     fadt::{FADTBuilder, Flags, PmProfile},
     gas,
@@ -17,7 +18,7 @@ use acpi_tables::{
 };
 
 use crate::{
-    layout::{ACPI, IO_APIC, LOCAL_APIC, Layout},
+    layout::{ACPI, IO_APIC, LOCAL_APIC, Layout, PAGE, VirtioPlace},
     ports::{
         RESET_PORT, RESET_VALUE, SERIAL_IRQ, SERIAL_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
         SLEEP_TYPE_OFF,
@@ -125,8 +126,24 @@ fn dsdt(layout: &Layout) -> Vec<u8> {
     let off = Name::new("\\_S5_".into(), &Package::new(vec![&SLEEP_TYPE_OFF, &0u8, &0u8, &0u8]));
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, 1);
     dsdt.append_slice(&bytes(&bus));
+    for (place, index) in layout.virtio().zip(0u8..) {
+        dsdt.append_slice(&virtio(place, index));
+    }
     dsdt.append_slice(&bytes(&off));
     dsdt.as_slice().to_vec()
+}
+
+/// A virtio device by registers: `LNRO0005`, as Linux' driver for them knows it.
+fn virtio(place: VirtioPlace, index: u8) -> Vec<u8> {
+    let dword = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    let hid = Name::new("_HID".into(), &"LNRO0005");
+    let uid = Name::new("_UID".into(), &index);
+    let registers = Memory32Fixed::new(true, dword(place.gpa), dword(PAGE));
+    let irq = Interrupt::new(true, true, false, false, place.irq);
+    let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&registers, &irq]));
+    let name = format!("VIO{index:X}");
+    let device = Device::new(name.as_str().into(), vec![&hid, &uid, &crs]);
+    bytes(&Scope::new("\\_SB_".into(), vec![&device]))
 }
 
 #[cfg(test)]
@@ -193,7 +210,27 @@ mod tests {
     }
 
     #[test]
-    fn as_many_processors_as_there_may_be_fit() {
-        assert!(tables(&Layout::new(64 << 20).unwrap(), 254).is_some());
+    fn virtio_devices_are_told_with_their_registers_and_interrupts() {
+        let layout = |devices| Layout::new(512 << 20).unwrap().with_virtio(devices);
+        let dsdt = |devices| dsdt(&layout(devices));
+        let count = |table: &[u8], needle: &[u8]| {
+            table.windows(needle.len()).filter(|window| *window == needle).count()
+        };
+        for devices in [0, 1, 8] {
+            let table = dsdt(devices);
+            assert_eq!(sum(&table), 0);
+            assert_eq!(count(&table, b"LNRO0005\0"), devices);
+        }
+        let last = dsdt(8);
+        let registers = [&[0x86, 9, 0, 1][..], &[0, 0x70, 0xC8, 0xFE], &[0, 0x10, 0, 0]].concat();
+        // Extended interrupt: consumer, edge-triggered, one, number 23.
+        let irq = [0x89, 6, 0, 0x03, 1, 23, 0, 0, 0];
+        assert!(has(&last, &[registers, irq.to_vec()].concat()) && has(&last, b"VIO7"));
+    }
+
+    #[test]
+    fn as_many_processors_and_devices_as_there_may_be_fit() {
+        let layout = Layout::new(64 << 20).unwrap().with_virtio(8);
+        assert!(tables(&layout, 254).is_some());
     }
 }

@@ -48,6 +48,9 @@ pub enum KvmError {
     /// The kernel, its initial file system or its command line.
     #[error("the guest's kernel cannot be started")]
     Boot(#[from] BootError),
+    /// More virtio devices than there are pins for.
+    #[error("a guest has at most {} disks and other virtio devices", crate::layout::MAX_VIRTIO)]
+    VirtioDevices,
     /// It has been started before.
     #[error("the guest has been started already")]
     Started,

@@ -14,6 +14,14 @@ pub const LOW_MMIO: Range<u64> = LOW_MEMORY_END..0xFEC0_0000;
 pub const HIGH_MMIO: Range<u64> = 0x10_0000_0000..0x20_0000_0000;
 /// The IO-APIC, as KVM has it.
 pub const IO_APIC: u32 = 0xFEC0_0000;
+/// Registers of virtio devices, a page each: beside the IO-APIC, where nothing that comes over VMBus can be.
+pub const VIRTIO: Range<u64> = 0xFEC8_0000..0xFEC8_8000;
+/// Where in its registers a virtio device is notified (VIRTIO 1.2 §4.2.2: QueueNotify).
+pub const VIRTIO_NOTIFY: u64 = 0x50;
+/// The first virtio device's interrupt, a pin of the IO-APIC; the others' follow.
+pub const VIRTIO_IRQ: u32 = 16;
+/// Virtio devices of one guest, at most: as many as pins are left.
+pub const MAX_VIRTIO: usize = 8;
 /// The local APICs, as processors have it after reset.
 pub const LOCAL_APIC: u32 = 0xFEE0_0000;
 /// Three pages for KVM on Intel processors.
@@ -81,6 +89,16 @@ pub struct LayoutError(pub u64);
 #[derive(Clone, Eq, PartialEq, Debug)]
 pub struct Layout {
     ram: Vec<Ram>,
+    virtio: usize,
+}
+
+/// Where a virtio device is.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct VirtioPlace {
+    /// Its registers, a page.
+    pub gpa: u64,
+    /// Its interrupt: a pin of the IO-APIC, edge-triggered.
+    pub irq: u32,
 }
 
 impl Layout {
@@ -95,7 +113,7 @@ impl Layout {
         if bytes > low {
             ram.push(Ram { gpa: HIGH_MEMORY_START, length: bytes - low, file_offset: low });
         }
-        Ok(Self { ram })
+        Ok(Self { ram, virtio: 0 })
     }
 
     /// Ranges of memory, in the order of their addresses, all in one file.
@@ -111,6 +129,18 @@ impl Layout {
     /// Where memory below 4 GiB ends.
     pub fn low_end(&self) -> u64 {
         self.ram.first().map_or(0, |ram| ram.length)
+    }
+
+    /// The same with so many virtio devices, at most [`MAX_VIRTIO`].
+    pub fn with_virtio(self, devices: usize) -> Self {
+        Self { virtio: devices.min(MAX_VIRTIO), ..self }
+    }
+
+    /// Where its virtio devices are.
+    pub fn virtio(&self) -> impl Iterator<Item = VirtioPlace> + use<> {
+        let place =
+            |irq| VirtioPlace { gpa: VIRTIO.start + u64::from(irq - VIRTIO_IRQ) * PAGE, irq };
+        (VIRTIO_IRQ..).map(place).take(self.virtio)
     }
 
     /// Where the guest may have its devices.
@@ -172,6 +202,22 @@ mod tests {
                 assert!(ram.gpa + ram.length <= window.start || window.end <= ram.gpa);
             }
         }
+    }
+
+    #[test]
+    fn virtio_devices_have_registers_and_pins_of_their_own() {
+        let layout = Layout::new(8 * GIB).unwrap();
+        assert_eq!(layout.virtio().count(), 0);
+        let places: Vec<_> = layout.with_virtio(100).virtio().collect();
+        assert_eq!(places.len(), MAX_VIRTIO);
+        for (place, index) in places.iter().zip(0u32..) {
+            assert_eq!(place.gpa, VIRTIO.start + u64::from(index) * PAGE);
+            assert!(VIRTIO.contains(&(place.gpa + PAGE - 1)));
+            assert_eq!(place.irq, 16 + index);
+            assert!(place.irq < crate::interrupts::IO_APIC_PINS);
+        }
+        assert!(LOW_MMIO.end <= VIRTIO.start && VIRTIO.end <= u64::from(LOCAL_APIC));
+        assert!(u64::from(IO_APIC) + PAGE <= VIRTIO.start);
     }
 
     #[test]

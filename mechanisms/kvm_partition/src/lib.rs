@@ -2,12 +2,13 @@
 //!
 //! The second implementation of [`partition::Partition`]: the guest's own VMBus driver talks to the same server and
 //! the same devices as the processes of the user-mode partition do. It runs a partition and is no VMM: a kernel is
-//! loaded and entered directly, and there are a serial port, a clock and nothing else but what comes over VMBus.
+//! loaded and entered directly, and there are a serial port, a clock, places for virtio devices such as disks, and nothing
+//! else but what comes over VMBus.
 //!
 //! Everything that can be decided without KVM is in modules without ioctls: [`layout`] (the memory map), [`acpi`],
 //! [`boot`] (kernel loading, first pages, first registers), [`cpuid`], [`synic`] (message slots and event flags),
 //! [`hypercall`], [`interrupts`] (the routing table), [`cmos`], [`ports`]. The shell around them is `kernel` (the
-//! ioctls that no safe crate has, the only `unsafe` here), `vcpu` (what a processor's exits become), `make`, `machine` and `devices`.
+//! ioctls that no safe crate has, the only `unsafe` here), `vcpu` (what a processor's exits become), `make`, `machine`, `devices` and `virtio`.
 //!
 //! The guest is hostile. What it writes is read once and checked; what it posts is held up to a bound; whatever it does
 //! ends at worst in a [`RunOutcome`].
@@ -33,8 +34,10 @@ pub mod ports;
 mod survey;
 pub mod synic;
 mod vcpu;
+mod virtio;
 
 pub use console::Console;
 pub use error::{KvmError, RunOutcome};
 pub use machine::{KvmPartition, KvmPartitionConfig};
 pub use survey::{KvmHost, Missing, SurveyError};
+pub use virtio::VirtioDevice;

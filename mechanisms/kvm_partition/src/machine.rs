@@ -73,7 +73,7 @@ pub struct KvmPartition {
     pub(crate) machine: Arc<Machine>,
     pub(crate) flags: EventFlags,
     /// The processors until they are started.
-    processors: Mutex<Option<Vec<VcpuFd>>>,
+    pub(crate) processors: Mutex<Option<Vec<VcpuFd>>>,
     /// Ends the processors, once they are started.
     reaper: Mutex<Option<JoinHandle<()>>>,
 }
@@ -86,7 +86,7 @@ pub(crate) struct Machine {
     pub(crate) mmio: Mutex<Mmio>,
     pub(crate) ram: GuestMemoryMmap,
     pub(crate) memory: GuestMemory,
-    layout: Layout,
+    pub(crate) layout: Layout,
     /// By VP index. A processor writes its own, whoever posts reads them.
     synics: Vec<Mutex<Synic>>,
     pub(crate) interrupts: Mutex<Interrupts>,
@@ -142,6 +142,8 @@ pub(crate) struct Mmio {
     pub(crate) ranges: BTreeMap<u64, MmioRange>,
     pub(crate) free_slots: Vec<u32>,
     pub(crate) slots: u32,
+    /// Virtio devices, which have their ranges among the others.
+    pub(crate) virtio: usize,
 }
 
 pub(crate) struct MmioRange {
@@ -237,7 +239,8 @@ impl KvmPartition {
     fn start(&self, mut boot: Boot, processors: Vec<VcpuFd>) -> Result<(), KvmError> {
         let machine = &self.machine;
         let count = u16::try_from(processors.len()).unwrap_or(u16::MAX);
-        let entry = boot::load(&machine.ram, &machine.layout, count, &mut boot)?;
+        let layout = machine.layout.clone().with_virtio(lock(&machine.mmio).virtio);
+        let entry = boot::load(&machine.ram, &layout, count, &mut boot)?;
         if let Some(first) = processors.first() {
             let failed = KvmError::kvm;
             let reset = first.get_sregs().map_err(failed("read registers"))?;
