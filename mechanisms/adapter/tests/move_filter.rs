@@ -1,4 +1,4 @@
-//! OID_RECEIVE_FILTER_MOVE_FILTER under traffic: no frame is seen by both VPorts, or by none.
+//! OID_RECEIVE_FILTER_MOVE_FILTER under traffic: no frame is seen by both VPorts, or by none. And to a VF that is not up.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -16,9 +16,9 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use avf_driver::RxSegment;
+use avf_driver::{DriverConfig, RxSegment};
 use common::{Bench, End, PATIENCE, frame, mac};
-use ndis_protocol::{FilterId, MacAddress, VPortId};
+use ndis_protocol::{FilterId, FunctionId, MacAddress, VPortId};
 use nic_switch::{ReceiveFilter, VlanMatch};
 
 /// It is a test after this many frames and this many moves: whichever comes last, for who runs when is the scheduler's.
@@ -121,4 +121,23 @@ fn a_filter_that_moves_under_traffic_loses_no_frame_and_doubles_none() {
     assert!(all.iter().copied().eq(0..sent), "frames were lost or doubled");
     let stats = bench.adapter.stats(ndis_protocol::FunctionId::Vf(common::vf(0))).unwrap();
     assert_eq!((stats.transmit.unicast, stats.transmit.discards()), (sent, 0));
+}
+
+/// As Linux has it, which asks for the data path when its VF is open and enables the VF's queues a second later.
+#[test]
+fn what_the_default_vport_sends_to_a_vf_that_is_not_up_comes_back_to_it() {
+    let bench = Bench::with(1, 1, |config| config.default_vport_queue_pairs = 1);
+    let pf = bench.adapter.socket(FunctionId::Pf);
+    let mut pf = End::open(DriverConfig { queue_pairs: 1, ..DriverConfig::new(pf) });
+    let sent = |number: u8| frame(mac(0), mac(50), &[number; 60]);
+    for number in 0..3 {
+        pf.send(&sent(number));
+        assert_eq!(pf.receive(), sent(number));
+    }
+    let mut vf = bench.open(0);
+    pf.send(&sent(3));
+    assert_eq!(vf.receive(), sent(3));
+    vf.control.close(vf.pairs).unwrap();
+    pf.send(&sent(4));
+    assert_eq!(pf.receive(), sent(4));
 }

@@ -16,11 +16,11 @@
 //!    uplink, and from the uplink to the default VPort.
 //! 4. *Broadcast and multicast* go to every VPort that accepts them, and from a VPort also to the uplink.
 //! 5. A VPort that cannot receive yet (its driver has enabled no receive queue) does not take frames: what
-//!    its filters match goes to the default VPort.
+//!    its filters match goes to the default VPort, also if it came from there.
 //! 6. A VPort that is *away* is reached by way of the uplink: see [`NicSwitch::set_away`].
 //! 7. *VLAN policy of each egress VPort* decides whether the frame may leave there, and with which tag.
 //!
-//! Nothing goes back out where it came in.
+//! Nothing else goes back out where it came in.
 
 mod filter_table;
 mod frame;

@@ -520,10 +520,10 @@ impl NicSwitch {
                 Some(tci) => Verdict::Unicast(Egress { vport: Some(target), tci }),
                 None => Verdict::Drop(DropReason::VlanNotAllowed),
             },
-            // Not receiving yet: its filters still deliver to the default VPort.
-            _ if target != VPortId::DEFAULT && ingress != Ingress::VPort(VPortId::DEFAULT) => {
-                self.deliver(ingress, VPortId::DEFAULT, tci)
-            }
+            // Not receiving yet: its filters still deliver to the default VPort, whose owner reaches the VM by its software
+            // path. So does what came from there: a driver may have the data path switched to its VF while the VF is
+            // still to come up (Linux's iavf enables its queues a second after `ifup`).
+            _ if target != VPortId::DEFAULT => self.deliver(ingress, VPortId::DEFAULT, tci),
             _ => Verdict::Drop(DropReason::NoReceiver),
         }
     }

@@ -131,7 +131,10 @@ fn a_vport_takes_frames_only_once_its_driver_receives() {
         Ok(vec![(Some(0), None), (None, None)])
     );
     let host = Ingress::VPort(VPortId::DEFAULT);
+    assert_eq!(forward(&switch, host, OUTSIDE, VM2, None), Ok(vec![(Some(0), None)]));
+    switch.set_receiving(VPortId::DEFAULT, false).unwrap();
     assert_eq!(forward(&switch, host, OUTSIDE, VM2, None), Err(DropReason::NoReceiver));
+    switch.set_receiving(VPortId::DEFAULT, true).unwrap();
     switch.set_receiving(port(2), true).unwrap();
     assert_eq!(forward(&switch, vm1, VM1, VM2, None), Ok(vec![(Some(2), None)]));
 }
