@@ -31,7 +31,7 @@ use user_vm::{
 use vm_worker::{VmWorker, WorkerConfig};
 
 use self::{
-    kvm::{ConsoleChoice, KvmVm},
+    kvm::{ConsoleChoice, DiskChoice, KvmVm},
     names::{Kind, RunningVm, vm_name},
 };
 
@@ -112,7 +112,8 @@ enum VmCommand {
     after_help = "Examples:
   clearway vm run web --vf-socket /tmp/nic0/vf0.sock --ip 10.0.0.1/24 -- bash
   clearway vm run web --worker /tmp/web.sock --ip 10.0.0.1/24 -- bash
-  clearway vm run web --kvm --kernel vmlinuz --initrd initrd.img --memory 2048 --processors 2"
+  clearway vm run web --kvm --kernel vmlinuz --initrd initrd.img --memory 2048 --processors 2
+  clearway vm run web --kvm --kernel vmlinuz --initrd initrd.img --disk debian.raw --append root=/dev/vda1"
 )]
 struct RunArguments {
     /// Name of the VM: what `clearway vm` calls it, and the host name of a user-mode VM.
@@ -178,6 +179,15 @@ struct RunArguments {
     /// What its command line has after `console=ttyS0`.
     #[arg(long, value_name = "TEXT", requires = "kvm", help_heading = "A VM under KVM")]
     append: Option<String>,
+    /// A disk: a raw image or a block device, which the guest reads and writes, or only reads with `,ro`. May be given up
+    /// to eight times; Linux calls them vda, vdb, …
+    #[arg(
+        long = "disk",
+        value_name = "FILE[,ro]",
+        requires = "kvm",
+        help_heading = "A VM under KVM"
+    )]
+    disks: Vec<DiskChoice>,
     /// Its processors.
     #[arg(
         long,
@@ -308,6 +318,7 @@ fn run_under_kvm(folder: &Path, device: PathBuf, arguments: RunArguments) -> Res
             Some(text) => format!("{} {text}", kvm::COMMAND_LINE),
             None => kvm::COMMAND_LINE.to_owned(),
         },
+        disks: arguments.disks,
         memory_bytes: arguments.memory.unwrap_or(KVM_MEMORY_MIB) << 20,
         processors: arguments.processors,
         console: arguments.console,

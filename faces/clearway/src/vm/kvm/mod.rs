@@ -3,6 +3,7 @@
 //! The guest, the host's side of its VMBus, and its console are this process. Each life of the guest has a partition and
 //! a worker of its own, at the same socket: the stack sees one end and the next one begin.
 
+mod disks;
 mod escape;
 mod keyboard;
 mod lives;
@@ -24,9 +25,11 @@ use anyhow::{Context, Result};
 use kvm_partition::{KvmHost, KvmPartition, KvmPartitionConfig, RunOutcome, boot::Boot};
 use partition::host::VmbusHost;
 use shared_memory::PageSize;
+use virtio_block::Image;
 use vm_worker::{IntegrationService, VmWorker, WorkerConfig};
 use vmbus::{EventFd, server::ServerConfig};
 
+pub(super) use self::disks::DiskChoice;
 use self::{
     keyboard::{Guest, Keyboard},
     lives::{Exit, Life},
@@ -70,6 +73,7 @@ pub(super) struct KvmVm {
     pub(super) initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub(super) command_line: String,
+    pub(super) disks: Vec<DiskChoice>,
     pub(super) memory_bytes: u64,
     pub(super) processors: u16,
     /// Where its worker is controlled.
@@ -82,12 +86,13 @@ pub(super) struct KvmVm {
 /// Runs a VM until it is over. `serving` is called once it is there for others.
 pub(super) fn run<T>(vm: &KvmVm, serving: impl FnOnce() -> Result<T>) -> Result<ExitCode> {
     let name = &vm.name;
+    let disks = disks::open(&vm.disks).with_context(|| format!("VM {name} cannot run"))?;
     let host = KvmHost::survey(&vm.device).with_context(|| format!("VM {name} cannot run"))?;
     // Before anything is started, and all signals that come from now on.
     let signals = Signals::catch().context("taking signals")?;
     let (to, from) = files(&vm.console)?;
     let output = Output::start(to).context("a thread for the VM's console")?;
-    let mut first = Some(KvmLife::begin(&host, vm, &output)?);
+    let mut first = Some(KvmLife::begin(&host, vm, &disks, &output)?);
     let _served = serving()?;
     let keyboard = match from {
         Some(from) => Keyboard::new(from).context("the terminal")?,
@@ -96,7 +101,7 @@ pub(super) fn run<T>(vm: &KvmVm, serving: impl FnOnce() -> Result<T>) -> Result<
     let leave = if keyboard.is_terminal() { "; ~. at the start of a line ends it" } else { "" };
     eprintln!("VM {name} is served at {}{leave}", vm.worker.display());
     let begin = || -> Result<Box<dyn Life>> {
-        let life = first.take().map_or_else(|| KvmLife::begin(&host, vm, &output), Ok)?;
+        let life = first.take().map_or_else(|| KvmLife::begin(&host, vm, &disks, &output), Ok)?;
         Ok(Box::new(life))
     };
     let exit = lives::live(begin, keyboard, &output, signals, vm.reboot)?;
@@ -132,7 +137,7 @@ struct KvmLife {
 }
 
 impl KvmLife {
-    fn begin(host: &KvmHost, vm: &KvmVm, output: &Output) -> Result<Self> {
+    fn begin(host: &KvmHost, vm: &KvmVm, disks: &[Arc<Image>], output: &Output) -> Result<Self> {
         let name = &vm.name;
         let file = |what, path: &Path| {
             File::open(path).with_context(|| format!("VM {name}: the {what} {}", path.display()))
@@ -154,6 +159,7 @@ impl KvmLife {
         config.processors = vm.processors;
         config.integration_services = IntegrationService::ALL.into();
         let worker = VmWorker::start(config, partition.clone(), vmbus).with_context(cannot)?;
+        disks::attach(&partition, disks).with_context(cannot)?;
         let boot = Boot { kernel, initrd, command_line: vm.command_line.clone() };
         partition.boot(boot).with_context(cannot)?;
         Ok(Self { worker, partition })
