@@ -25,6 +25,7 @@ enum Next {
     End(RunOutcome),
     Failed(String),
     Hyperv,
+    Crashed,
     Retarget,
     WriteMsr { index: u32, data: u64 },
 }
@@ -42,6 +43,7 @@ impl Drop for Guard<'_> {
 /// The processor's thread.
 pub(crate) fn run(machine: &Machine, index: u16, mut vcpu: VcpuFd) {
     let _guard = Guard(machine, index);
+    let mut crashed = false;
     while !machine.stop.load(Ordering::SeqCst) {
         let next = match vcpu.run() {
             Ok(exit) => handle(machine, index, exit),
@@ -54,6 +56,9 @@ pub(crate) fn run(machine: &Machine, index: u16, mut vcpu: VcpuFd) {
             Next::End(outcome) => machine.end(outcome),
             Next::Failed(reason) => machine.end(RunOutcome::Failed { processor: index, reason }),
             Next::Hyperv => hyperv(machine, index, &mut vcpu),
+            // The guest says so, as often as it likes; what becomes of it is for itself to decide.
+            Next::Crashed if std::mem::replace(&mut crashed, true) => {}
+            Next::Crashed => tracing::debug!("the guest reports a crash"),
             Next::Retarget => {
                 if let Err(error) = retarget(machine, &vcpu) {
                     let reason = format!("its registers cannot be read: {error}");
@@ -95,11 +100,7 @@ fn handle(machine: &Machine, processor: u16, exit: VcpuExit<'_>) -> Next {
         VcpuExit::Shutdown => Next::End(RunOutcome::TripleFault { processor }),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Next::End(RunOutcome::Shutdown),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Next::End(RunOutcome::Reset),
-        // The guest says that it has crashed; what becomes of it is for itself to decide.
-        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
-            tracing::debug!("the guest reports a crash");
-            Next::Go
-        }
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Next::Crashed,
         VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => {
             Next::Go
         }
