@@ -9,6 +9,7 @@ mod stories;
 mod verdict;
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -20,14 +21,14 @@ use clap::Args;
 
 use self::{
     level0::{Boot, KERNEL_OPTIONS, Run},
-    stories::{KVM_MODULES, STORIES, Story},
+    stories::{Inner, KVM_MODULES, STORIES, Story},
     verdict::Verdict,
 };
 use super::{
     Cache,
     initramfs::Initramfs,
     kernel::{Kernel, Series},
-    programs,
+    programs::Program,
     qemu::Qemu,
 };
 
@@ -83,7 +84,13 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
     }
     let chosen =
         |story: &&Story| tests.only.is_empty() || tests.only.iter().any(|name| name == story.name);
-    let clearway = programs::clearway()?;
+    let mut programs = BTreeMap::new();
+    for story in STORIES.iter().filter(chosen) {
+        let program = story.inner.program();
+        if let Entry::Vacant(entry) = programs.entry(program) {
+            entry.insert(program.find()?);
+        }
+    }
     let mut told = Vec::new();
     for series in &tests.kernels {
         let cache = Cache::open()?;
@@ -98,7 +105,7 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
             qemu: &qemu,
             kernel: &kernel,
             vmlinux: &vmlinux,
-            clearway: &clearway,
+            programs: &programs,
             logs: &logs,
             loud: tests.loud,
         };
@@ -114,7 +121,7 @@ struct Stage<'a> {
     qemu: &'a Qemu,
     kernel: &'a Kernel,
     vmlinux: &'a Path,
-    clearway: &'a Path,
+    programs: &'a BTreeMap<Program, PathBuf>,
     logs: &'a Path,
     loud: bool,
 }
@@ -162,16 +169,20 @@ impl Stage<'_> {
         }
     }
 
-    /// L1's initramfs, with L2's kernel and initramfs in it.
+    /// L1's initramfs, with the program that has the partition, and with L2's kernel and initramfs if it is to boot one.
     fn initramfs(&self, story: &Story, folder: &Path) -> Result<Vec<u8>> {
         let mut outer = Initramfs::new(self.kernel, "")?;
         outer.modules(&KVM_MODULES)?;
         outer.modules(story.modules)?;
-        outer.program("clearway", &stripped(self.clearway, folder)?)?;
-        let mut inner = Initramfs::new(self.kernel, "L2 ")?;
-        inner.modules(story.inner.modules)?;
-        outer.file("guest/initramfs", 0o644, &inner.finish(&in_guest(story.inner.script))?)?;
-        outer.copy("guest/vmlinux", self.vmlinux)?;
+        let program = story.inner.program();
+        let built = self.programs.get(&program).context("a program that was not built")?;
+        outer.program(program.name(), &stripped(built, folder)?)?;
+        if let Inner::Linux { modules, script } = &story.inner {
+            let mut inner = Initramfs::new(self.kernel, "L2 ")?;
+            inner.modules(modules)?;
+            outer.file("guest/initramfs", 0o644, &inner.finish(&in_guest(script))?)?;
+            outer.copy("guest/vmlinux", self.vmlinux)?;
+        }
         outer.finish(&format!("{}{HOST}{}", guest(self.loud), story.script))
     }
 }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::guests::programs::Program;
+
 /// A story.
 pub(crate) struct Story {
     /// Its name on the command line.
@@ -26,12 +28,27 @@ pub(crate) struct Story {
     pub(crate) cpu: Duration,
 }
 
-/// What the inner guest is made of, beside its kernel and busybox.
-pub(crate) struct Inner {
-    /// Modules of its kernel.
-    pub(crate) modules: &'static [&'static str],
-    /// What it does after they are loaded.
-    pub(crate) script: &'static str,
+/// Who is the guest of our partition.
+pub(crate) enum Inner {
+    /// A stock Linux, with busybox.
+    Linux {
+        /// Modules of its kernel.
+        modules: &'static [&'static str],
+        /// What it does after they are loaded.
+        script: &'static str,
+    },
+    /// The bare guests of a test program, which is in L1's path instead of `clearway`.
+    Test(Program),
+}
+
+impl Inner {
+    /// The program that has our partition.
+    pub(crate) fn program(&self) -> Program {
+        match self {
+            Self::Linux { .. } => Program::Clearway,
+            Self::Test(program) => *program,
+        }
+    }
 }
 
 /// Modules that L1 needs for `/dev/kvm`.
@@ -43,7 +60,7 @@ const VF_MODULES: &[&str] = &["hv_vmbus", "hv_utils", "iavf", "pci_hyperv", "hv_
 const NO_VF_DRIVER: &[&str] = &["hv_vmbus", "hv_utils", "pci_hyperv", "hv_netvsc"];
 
 const fn with_vf(script: &'static str) -> Inner {
-    Inner { modules: VF_MODULES, script }
+    Inner::Linux { modules: VF_MODULES, script }
 }
 
 /// What most stories share.
@@ -65,7 +82,7 @@ pub(crate) const STORIES: &[Story] = &[
         about: "a stock kernel takes our partition for Hyper-V, connects to VMBus, and turns off",
         modules: &[],
         script: "guest --memory 256 < /dev/null || echo MARK failed vm run says $?",
-        inner: Inner {
+        inner: Inner::Linux {
             modules: &["hv_vmbus", "hv_utils"],
             script: "dmesg > /tmp/log\n\
                      grep 'Hypervisor detected' /tmp/log || echo MARK L2 failed no hypervisor is detected\n\
@@ -84,11 +101,21 @@ pub(crate) const STORIES: &[Story] = &[
         cpu: Duration::from_secs(240),
     },
     Story {
+        name: "hostile",
+        about: "bare guests do their worst, and harm themselves alone",
+        modules: &[],
+        script: include_str!("scripts/hostile.sh"),
+        inner: Inner::Test(Program::Test { package: "kvm_partition", name: "bare_guest" }),
+        expected: &["MARK booted", "test result: ok", "MARK end"],
+        memory: 1024,
+        cpu: Duration::from_secs(900),
+    },
+    Story {
         name: "netvsc",
         about: "hv_netvsc is bound to our NetVSP, and pings the host through a switch",
         modules: &["tun"],
         script: include_str!("scripts/netvsc.sh"),
-        inner: Inner {
+        inner: Inner::Linux {
             modules: &["hv_vmbus", "hv_utils", "hv_netvsc"],
             script: include_str!("scripts/netvsc.guest.sh"),
         },
@@ -184,7 +211,10 @@ pub(crate) const STORIES: &[Story] = &[
         name: "no-driver",
         about: "a guest without a driver for the VF stays on the synthetic path, and the stack says why",
         script: include_str!("scripts/no-driver.sh"),
-        inner: Inner { modules: NO_VF_DRIVER, script: include_str!("scripts/no-driver.guest.sh") },
+        inner: Inner::Linux {
+            modules: NO_VF_DRIVER,
+            script: include_str!("scripts/no-driver.guest.sh"),
+        },
         expected: &[
             "MARK L2 booted",
             "[GuestNoVfDriver]",
@@ -244,7 +274,7 @@ pub(crate) const STORIES: &[Story] = &[
         about: "`clearway vm stop` has the guest shut down by its integration service",
         modules: &["tun"],
         script: include_str!("scripts/shutdown.sh"),
-        inner: Inner {
+        inner: Inner::Linux {
             modules: &["hv_vmbus", "hv_utils", "hv_netvsc"],
             script: include_str!("scripts/shutdown.guest.sh"),
         },
