@@ -20,6 +20,8 @@ mod device;
 mod image;
 mod registers;
 mod request;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use device::{BlockDevice, BlockDeviceConfig};
