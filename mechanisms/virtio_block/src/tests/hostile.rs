@@ -10,6 +10,9 @@ use crate::Access;
 /// Nothing is there.
 const NOWHERE: u64 = MEMORY_END + 0x1000;
 
+/// What is wrong with a chain, and how it is written.
+type Case<'a> = (&'a str, &'a dyn Fn(&Driver));
+
 #[test]
 fn data_outside_of_memory_is_an_error_of_the_request() {
     let mut driver = Driver::ready(Access::ReadWrite);
@@ -41,7 +44,7 @@ fn chains_that_cannot_be_answered_break_the_queue_until_a_reset() {
     let next = VRING_DESC_F_NEXT;
     let (write, indirect) = (VRING_DESC_F_WRITE, VRING_DESC_F_INDIRECT);
     let table = 0x2_0000;
-    let cases: [(&str, &dyn Fn(&Driver)); 11] = [
+    let cases: [Case<'_>; 11] = [
         ("a loop", &|driver| {
             driver.describe(DESCRIPTORS, 0, DATA, 16, next, 1);
             driver.describe(DESCRIPTORS, 1, DATA, 16, next, 0);
