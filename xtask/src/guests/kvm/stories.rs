@@ -111,6 +111,28 @@ pub(crate) const STORIES: &[Story] = &[
         cpu: Duration::from_secs(900),
     },
     Story {
+        name: "disk",
+        about: "the guest reads and writes a disk, reads one that it may not write, and both are nobody else's meanwhile",
+        modules: &[],
+        script: include_str!("scripts/disk.sh"),
+        inner: Inner::Linux {
+            modules: &["virtio_mmio", "virtio_blk"],
+            script: include_str!("scripts/disk.guest.sh"),
+        },
+        expected: &[
+            "MARK L2 booted",
+            "MARK L2 disks of 16384 and 2048 sectors, read-only 0 1, clearway-disk0",
+            "MARK L2 read",
+            "MARK L2 wrote",
+            "disk image /tmp/disk.raw is in use",
+            "MARK L2 end",
+            "MARK the image has what the guest wrote",
+            "MARK end",
+        ],
+        memory: 1024,
+        cpu: Duration::from_secs(360),
+    },
+    Story {
         name: "netvsc",
         about: "hv_netvsc is bound to our NetVSP, and pings the host through a switch",
         modules: &["tun"],
