@@ -23,9 +23,16 @@ echoes() {
     awk '/^Icmp:/ { if (!fields) fields = split($0, name); else for (i = 1; i <= fields; i++) count[name[i]] = $i }
         END { print count["OutEchos"], count["InEchoReps"] }' /proc/net/snmp
 }
+lost=0
 all_answered() {
     set -- $(echoes)
-    [ "$1" -gt 0 ] && [ "$1" = "$2" ]
+    [ "$1" -gt 0 ] && [ $(($1 - lost)) = "$2" ]
+}
+# What was lost so far may be lost.
+forgive() {
+    sleep 5
+    set -- $(echoes)
+    lost=$(($1 - $2))
 }
 # Waits for what is late, a minute at most; `await` would only say that something is missing.
 every_echo() {
