@@ -1,12 +1,13 @@
 # What scripts of L2 have at hand.
 
-# Waits until a command succeeds, five minutes at most.
+# Seconds since it booted.
+now() { cut -d. -f1 /proc/uptime; }
+# Waits until a command succeeds, three minutes at most.
 await() {
-    tries=0
+    late=$(($(now) + 180))
     until "$@" > /dev/null 2>&1; do
-        tries=$((tries + 1))
-        [ $tries -gt 3000 ] && { dmesg; echo "MARK L2 failed this did not come: $*"; return 1; }
-        usleep 100000
+        [ "$(now)" -gt $late ] && { dmesg; echo "MARK L2 failed this did not come: $*"; return 1; }
+        usleep 300000
     done
 }
 

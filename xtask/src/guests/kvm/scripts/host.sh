@@ -1,12 +1,13 @@
 # What scripts of L1 have at hand.
 
-# Waits until a command succeeds, five minutes at most.
+# Seconds since it booted.
+now() { cut -d. -f1 /proc/uptime; }
+# Waits until a command succeeds, 400 s at most.
 await() {
-    tries=0
+    late=$(($(now) + 400))
     until "$@" > /tmp/awaited 2>&1; do
-        tries=$((tries + 1))
-        [ $tries -gt 3000 ] && { cat /tmp/awaited; echo "MARK failed this did not come: $*"; return 1; }
-        usleep 100000
+        [ "$(now)" -gt $late ] && { cat /tmp/awaited; echo "MARK failed this did not come: $*"; return 1; }
+        usleep 300000
     done
 }
 

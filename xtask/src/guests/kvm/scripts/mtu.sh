@@ -1,5 +1,0 @@
-lab_with_nic
-start_guest --memory 384
-weigh 100
-wait $guest
-logs
