@@ -13,7 +13,8 @@ use crate::{
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub enum ResetKind {
     /// Function level reset: everything to power-on. Bus mastering is off afterwards (the DMA map is empty)
-    /// and so are the interrupts ([`crate::InterruptVectors::set_enabled`]); the MAC address stays.
+    /// and so are the interrupts ([`crate::InterruptVectors::set_enabled`]); the MAC address stays, and the negotiated version, which a stock
+    /// driver whose function is reset under it does not negotiate again.
     Flr,
     /// The PF resets the VF, after telling it.
     Pf,
@@ -35,7 +36,6 @@ impl AvfDevice {
                 {
                     self.set_queue_pairs(granted);
                 }
-                self.vf = VfState::new(self.vf.queue_pairs, self.vf.default_mac);
                 self.reset_vf(host);
                 self.interrupts.disable();
             }

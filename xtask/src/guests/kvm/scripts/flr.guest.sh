@@ -12,4 +12,5 @@ while [ $round -lt 5 ]; do
     await ping -q -c 1 -W 2 10.78.0.1
     forgive
     pings VF after reset $round
+    dmesg | grep 'PF returned error' && echo MARK L2 failed requests after reset $round
 done
