@@ -84,13 +84,15 @@ fn what_does_not_go_together_is_wrong_usage() {
     let (kvm, kernel) = ("--kvm", ["--kernel", "vmlinuz"]);
     let user = ["--worker", "web.sock"];
     let all = |parts: &[&[&'static str]]| parts.concat();
-    let cases: [(Vec<&str>, &str); 13] = [
+    let cases: [(Vec<&str>, &str); 15] = [
         (vec![], "--vf-socket <SOCKET>|--worker <SOCKET>|--kvm"),
         (vec![kvm], "--kernel <FILE>"),
         (all(&[&kernel, &user]), "--kvm"),
         (all(&[&user, &["--console", "none"]]), "--kvm"),
         (all(&[&user, &["--processors", "2"]]), "--kvm"),
         (all(&[&user, &["--no-reboot"]]), "--kvm"),
+        (all(&[&user, &["--disk", "a.raw"]]), "--kvm"),
+        (all(&[&[kvm], &kernel, &["--disk", ",ro"]]), "a file is missing: FILE, or FILE,ro"),
         (all(&[&[kvm], &kernel, &["--vf-socket", "vf0.sock"]]), "cannot be used with"),
         (all(&[&[kvm], &kernel, &["--ip", "10.0.0.1/24"]]), "cannot be used with"),
         (all(&[&[kvm], &kernel, &["--queue-pairs", "2"]]), "cannot be used with"),
@@ -108,6 +110,36 @@ fn what_does_not_go_together_is_wrong_usage() {
     let output = home.vm(&["run", "a/b", kvm, "--kernel", "vmlinuz"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("without spaces or slashes"));
+}
+
+#[test]
+fn a_file_that_cannot_be_a_disk_is_refused_with_what_to_do() {
+    let home = Home::new();
+    let file = |name: &str, bytes: &[u8]| std::fs::write(home.0.path().join(name), bytes).unwrap();
+    file("disk.raw", &[0; 1024]);
+    file("odd.raw", &[0; 1000]);
+    file("debian.qcow2", b"QFI\xFB and more");
+    file("taken.raw", &[0; 512]);
+    let taken = std::fs::File::open(home.0.path().join("taken.raw")).unwrap();
+    rustix::fs::flock(&taken, rustix::fs::FlockOperation::LockShared).unwrap();
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["missing.raw"], &["the disk image missing.raw does not exist"]),
+        (&["."], &["is a directory"]),
+        (&["odd.raw,ro"], &["1000 bytes", "truncate -s %512 odd.raw"]),
+        (&["debian.qcow2"], &["a qcow2 image", "qemu-img convert -O raw debian.qcow2 debian.raw"]),
+        (&["disk.raw", "disk.raw,ro"], &["disk.raw is given twice"]),
+        (&["disk.raw", "taken.raw"], &["taken.raw is in use: another program, such as a VM,"]),
+    ];
+    for (disks, words) in cases {
+        let mut arguments = vec!["run", "web", "--kvm=absent", "--kernel", "vmlinuz"];
+        arguments.extend(disks.iter().flat_map(|disk| ["--disk", disk]));
+        let words = [&["VM web cannot run: "], words].concat();
+        assert_refused(&home.vm(&arguments), &words);
+    }
+    // These can be disks: what is missing is KVM.
+    let fine = ["--disk", "disk.raw", "--disk", "taken.raw,ro"];
+    let run = ["run", "web", "--kvm=absent", "--kernel", "vmlinuz"];
+    assert_refused(&home.vm(&[&run[..], &fine].concat()), &["there is no absent: "]);
 }
 
 /// What a played worker does when it is asked something.
