@@ -146,6 +146,14 @@ pub(crate) struct Mmio {
     pub(crate) virtio: usize,
 }
 
+impl Mmio {
+    /// Takes the virtio devices from the guest: each ends when it is dropped.
+    fn take_virtio(&mut self) -> Vec<MmioRange> {
+        let places: Vec<u64> = self.ranges.range(layout::VIRTIO).map(|(gpa, _)| *gpa).collect();
+        places.iter().filter_map(|gpa| self.ranges.remove(gpa)).collect()
+    }
+}
+
 pub(crate) struct MmioRange {
     pub(crate) length: u64,
     pub(crate) kind: MmioKind,
@@ -362,6 +370,9 @@ impl Machine {
                 }
             }
         }
+        // Before anybody hears of the end: who begins anew, or has the same disks next, is not written under.
+        let devices = lock(&self.mmio).take_virtio();
+        drop(devices);
         *lock(&self.outcome) = lock(&self.ending).clone();
         lock(&self.events).gone = true;
         self.events_ready.signal();

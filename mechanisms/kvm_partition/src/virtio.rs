@@ -36,7 +36,8 @@ impl KvmPartition {
         self.machine.ram.clone()
     }
 
-    /// Gives the guest a virtio device, before it is started; it finds them in this order.
+    /// Gives the guest a virtio device, before it is started; it finds them in this order. When the guest's run ends the
+    /// device's registers are dropped, before [`Self::ended`] says so.
     ///
     /// # Errors
     /// It has been started, there are too many, or KVM refuses.
