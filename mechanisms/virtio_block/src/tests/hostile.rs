@@ -1,9 +1,9 @@
 //! What only a hostile guest does: each ends in an error, in DEVICE_NEEDS_RESET, or in nothing.
 
-use proptest::prelude::*;
-use virtio_bindings::{virtio_mmio as mmio, virtio_ring::*};
 use super::driver::*;
 use crate::Access;
+use proptest::prelude::*;
+use virtio_bindings::{virtio_mmio as mmio, virtio_ring::*};
 
 /// Nothing is there.
 const NOWHERE: u64 = MEMORY_END + 0x1000;
