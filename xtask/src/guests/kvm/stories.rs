@@ -216,7 +216,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "modules",
         about: "the guest unloads pci-hyperv and hv_netvsc, and loads them again",
-        script: include_str!("scripts/modules.sh"),
+        script: include_str!("scripts/one-vf.sh"),
         inner: with_vf(include_str!("scripts/modules.guest.sh")),
         expected: &[
             "MARK L2 booted",
@@ -265,7 +265,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "mtu",
         about: "the guest changes its MTU on the VF",
-        script: include_str!("scripts/mtu.sh"),
+        script: include_str!("scripts/one-vf.sh"),
         inner: with_vf(include_str!("scripts/mtu.guest.sh")),
         expected: &[
             "MARK L2 booted",
@@ -280,12 +280,42 @@ pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "reboot",
         about: "the guest reboots with its VF, and gets one in its next life",
-        script: include_str!("scripts/reboot.sh"),
+        script: concat!("ANEW='reboot -f'\n", include_str!("scripts/reboot.sh")),
         inner: with_vf(include_str!("scripts/reboot.guest.sh")),
         expected: &[
             "MARK L2 pinged VF",
             "MARK L2 booted",
             "MARK L2 pinged VF",
+            "MARK L2 end",
+            "MARK end",
+        ],
+        ..BASE
+    },
+    Story {
+        name: "crash",
+        about: "the guest crashes with its VF: it closes VMBus and starts anew, and gets a VF in its next life",
+        script: concat!("ANEW=crash\n", include_str!("scripts/reboot.sh")),
+        inner: with_vf(include_str!("scripts/reboot.guest.sh")),
+        expected: &[
+            "MARK L2 pinged VF",
+            "Kernel panic - not syncing: sysrq triggered crash",
+            "MARK L2 booted",
+            "MARK L2 pinged VF",
+            "MARK L2 end",
+            "MARK end",
+        ],
+        ..BASE
+    },
+    Story {
+        name: "flr",
+        about: "the guest resets its VF by FLR",
+        script: include_str!("scripts/one-vf.sh"),
+        inner: with_vf(include_str!("scripts/flr.guest.sh")),
+        expected: &[
+            "MARK L2 booted",
+            "MARK L2 pinged VF",
+            "flr",
+            "MARK L2 pinged VF after reset 5",
             "MARK L2 end",
             "MARK end",
         ],
