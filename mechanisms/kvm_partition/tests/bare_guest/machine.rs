@@ -5,42 +5,24 @@ use std::{
     os::fd::OwnedFd,
     sync::Arc,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kvm_partition::{
     RunOutcome,
-    hypercall::{POST_MESSAGE, RETARGET_INTERRUPT},
     layout::LOW_MMIO,
     ports::{RESET_PORT, SERIAL_PORT},
 };
 use partition::{MmioHandler, MmioPages, Partition};
-use vmbus_protocol::{VMBUS_SINT, VpIndex};
 
 use crate::{
     bus::hostile,
     guest::{DONE, Do},
-    puppet::{LIMIT, MEMORY, MESSAGE_PAGE, MSR_EOM, Op, Puppet, SCRATCH},
+    puppet::{LIMIT, MEMORY, Op, Puppet, SCRATCH},
 };
 
 /// HV_X64_MSR_ICR.
 const MSR_ICR: u32 = 0x4000_0071;
-/// Where the second processor begins, in real mode.
-const SECOND: u64 = 0x5_0000;
-
-/// Starts the second processor.
-fn start_second(puppet: &Puppet, code: &[u8]) {
-    puppet.write(SECOND, code);
-    let (second, init, startup) = (1 << 56, 0x4500, 0x4600 | SECOND >> 12);
-    puppet.enlighten();
-    let done = puppet.run(&[
-        Op::write_msr(MSR_ICR, second | init),
-        Op::write_msr(MSR_ICR, second | startup),
-        Op::write_msr(MSR_ICR, second | startup),
-    ]);
-    assert!(done.iter().all(|done| done.fault.is_none()), "{done:?}");
-}
-
 /// A device of one page that counts its accesses, and knows which may not be.
 #[derive(Default)]
 pub(crate) struct Watched {
@@ -227,9 +209,8 @@ fn a_guest_that_ends_itself_ends_alone_and_says_how() {
 fn a_guest_that_never_leaves_its_processor_is_stopped_from_outside() {
     hostile(|stage| {
         for what in [Do::Halt, Do::Spin] {
-            // The second processor goes on for ever, the third has never been started.
-            let puppet = Puppet::with_processors(stage, 3);
-            start_second(&puppet, &[0xEB, 0xFE]);
+            // The second processor has never been started.
+            let puppet = Puppet::with_processors(stage, 2);
             puppet.start(&[Op::new(what)]);
             let ended = puppet.partition.ended().wait(Duration::from_millis(200)).unwrap();
             assert!(!ended, "nobody has ended it: {:?}", puppet.partition.outcome());
@@ -247,58 +228,5 @@ fn a_guest_that_never_leaves_its_processor_is_stopped_from_outside() {
             matches!(outcome, Some(RunOutcome::Stopped | RunOutcome::Failed { .. })),
             "{outcome:?}"
         );
-    });
-}
-
-#[test]
-fn processors_of_one_guest_do_it_all_at_once() {
-    hostile(|stage| {
-        let puppet = Puppet::with_processors(stage, 2);
-        let second = VpIndex(1);
-        start_second(
-            &puppet,
-            &[
-                0x66, 0xB9, 0x80, 0x00, 0x00, 0x40, // mov ecx, SCONTROL
-                0x66, 0x31, 0xD2, // xor edx, edx
-                0x66, 0xB8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
-                0x0F, 0x30, // wrmsr
-                0x66, 0xB9, 0x83, 0x00, 0x00, 0x40, // again: mov ecx, SIMP
-                0x66, 0xB8, 0x01, 0x00, 0x06, 0x00, // mov eax, 0x60001
-                0x0F, 0x30, // wrmsr
-                0xFE, 0x06, 0x00, 0x70, // inc byte [0x7000]
-                0x66, 0x31, 0xC0, // xor eax, eax
-                0x0F, 0x30, // wrmsr
-                0x49, // dec cx: SIEFP
-                0x66, 0xB8, 0x01, 0x10, 0x06, 0x00, // mov eax, 0x61001
-                0x0F, 0x30, // wrmsr
-                0xE6, 0xE8, // out 0xE8, al
-                0xE6, 0x70, // out 0x70, al
-                0xE4, 0x71, // in al, 0x71
-                0xEB, 0xD8, // jmp again
-            ],
-        );
-        let flag = puppet.partition.create_event_flag(second, 9).unwrap();
-        puppet.message_at(SCRATCH, 1, 1, 240, &[3; 240]);
-        let ops = [
-            Op::call(POST_MESSAGE.into(), SCRATCH).times(20),
-            Op::call(RETARGET_INTERRUPT.into(), SCRATCH).times(20),
-            Op::write_msr(MSR_EOM, 0),
-            Op::input(0x71),
-        ];
-        let (mut turns, mut last) = (0, 0);
-        let begun = Instant::now();
-        while turns < 200 {
-            puppet.run(&ops);
-            let _ = puppet.partition.post_message(second, VMBUS_SINT, b"to the second");
-            flag.signal();
-            while puppet.partition.next_event().is_some() {}
-            let [now] = puppet.read(0x7000);
-            turns += u32::from(now != last);
-            last = now;
-            assert!(begun.elapsed() < LIMIT, "the second processor does not go on");
-        }
-        assert_eq!(puppet.partition.post_message(VpIndex(0), VMBUS_SINT, b"to the first"), Ok(()));
-        assert_eq!(puppet.read::<12>(MESSAGE_PAGE + 2 * 256 + 16), *b"to the first");
-        puppet.lives();
     });
 }
