@@ -58,7 +58,9 @@ pub(crate) fn run(machine: &Machine, index: u16, mut vcpu: VcpuFd) {
             Next::Hyperv => hyperv(machine, index, &mut vcpu),
             // The guest says so, as often as it likes; what becomes of it is for itself to decide.
             Next::Crashed if std::mem::replace(&mut crashed, true) => {}
-            Next::Crashed => tracing::warn!(processor = index, "the guest says that it has crashed"),
+            Next::Crashed => {
+                tracing::warn!(processor = index, "the guest says that it has crashed")
+            }
             Next::Retarget => {
                 if let Err(error) = retarget(machine, &vcpu) {
                     let reason = format!("its registers cannot be read: {error}");
