@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::capture;
 use crate::guests::programs::Program;
 
 /// A story.
@@ -22,6 +23,8 @@ pub(crate) struct Story {
     pub(crate) inner: Inner,
     /// What is to be read on the serial line, in this order, each somewhere in a line.
     pub(crate) expected: &'static [&'static str],
+    /// What else is to be true of the serial line of one that passes, or what is not.
+    pub(crate) check: fn(&str) -> Result<(), String>,
     /// L1's memory in MiB.
     pub(crate) memory: u32,
     /// Processor time it may use: several times what it takes.
@@ -56,6 +59,9 @@ pub(crate) const KVM_MODULES: [&str; 4] = ["ccp", "irqbypass", "kvm", "kvm_amd"]
 
 /// Modules of a guest with a VF.
 const VF_MODULES: &[&str] = &["hv_vmbus", "hv_utils", "iavf", "pci_hyperv", "hv_netvsc"];
+/// The same, with interfaces on top of the guest's.
+const VF_AND_VLAN_MODULES: &[&str] =
+    &["hv_vmbus", "hv_utils", "iavf", "pci_hyperv", "hv_netvsc", "8021q", "macvlan"];
 /// Without the VF's driver.
 const NO_VF_DRIVER: &[&str] = &["hv_vmbus", "hv_utils", "pci_hyperv", "hv_netvsc"];
 
@@ -71,6 +77,7 @@ const BASE: Story = Story {
     script: "",
     inner: with_vf(""),
     expected: &[],
+    check: |_| Ok(()),
     memory: 1536,
     cpu: Duration::from_secs(600),
 };
@@ -99,6 +106,7 @@ pub(crate) const STORIES: &[Story] = &[
         ],
         memory: 1024,
         cpu: Duration::from_secs(240),
+        ..BASE
     },
     Story {
         name: "hostile",
@@ -109,6 +117,7 @@ pub(crate) const STORIES: &[Story] = &[
         expected: &["MARK booted", "test result: ok", "MARK end"],
         memory: 1024,
         cpu: Duration::from_secs(900),
+        ..BASE
     },
     Story {
         name: "disk",
@@ -131,6 +140,30 @@ pub(crate) const STORIES: &[Story] = &[
         ],
         memory: 1024,
         cpu: Duration::from_secs(360),
+        ..BASE
+    },
+    Story {
+        name: "login",
+        about: "the guest boots from its disk to a login prompt, and after a reboot finds there what it wrote",
+        modules: &["loop", "crc32c_generic", "ext4"],
+        script: include_str!("scripts/login.sh"),
+        inner: Inner::Linux {
+            modules: &["virtio_mmio", "virtio_blk", "crc32c_generic", "ext4"],
+            script: include_str!("scripts/login.guest.sh"),
+        },
+        expected: &[
+            "MARK L2 booted",
+            "login:",
+            "MARK L2 logged in, life 1, on /dev/vda / ext",
+            "MARK L2 booted",
+            "login:",
+            "MARK L2 logged in, life 2",
+            "MARK 2 lives are on the disk",
+            "MARK end",
+        ],
+        memory: 1024,
+        cpu: Duration::from_secs(480),
+        ..BASE
     },
     Story {
         name: "netvsc",
@@ -150,6 +183,7 @@ pub(crate) const STORIES: &[Story] = &[
         ],
         memory: 1024,
         cpu: Duration::from_secs(360),
+        ..BASE
     },
     Story {
         name: "vf",
@@ -322,6 +356,25 @@ pub(crate) const STORIES: &[Story] = &[
         ..BASE
     },
     Story {
+        name: "captures",
+        about: "what leaves by the physical port is the same on both paths: VLAN, addresses, checksums",
+        script: include_str!("scripts/captures.sh"),
+        inner: Inner::Linux {
+            modules: VF_AND_VLAN_MODULES,
+            script: include_str!("scripts/captures.guest.sh"),
+        },
+        expected: &[
+            "MARK L2 booted",
+            "MARK L2 talked synthetic",
+            "MARK L2 talked VF",
+            "MARK L2 end",
+            "MARK captured",
+            "MARK end",
+        ],
+        check: capture::check,
+        ..BASE
+    },
+    Story {
         name: "shutdown",
         about: "`clearway vm stop` has the guest shut down by its integration service",
         modules: &["tun"],
@@ -340,6 +393,7 @@ pub(crate) const STORIES: &[Story] = &[
         ],
         memory: 1024,
         cpu: Duration::from_secs(360),
+        ..BASE
     },
 ];
 
