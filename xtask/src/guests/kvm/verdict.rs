@@ -51,6 +51,14 @@ impl Verdict {
             }),
         }
     }
+
+    /// The same, but that one which passed has failed for this reason, if there is one.
+    pub(crate) fn unless(self, check: Result<(), String>) -> Self {
+        match (self, check) {
+            (Self::Passed, Err(why)) => Self::Failed(why),
+            (verdict, _) => verdict,
+        }
+    }
 }
 
 fn mark(line: &str) -> Option<&str> {
@@ -89,6 +97,19 @@ mod tests {
         assert_eq!(
             Verdict::of("SeaBIOS\n", &EXPECTED, End::OutOfTime),
             Verdict::CutShort("it took too long before the outer guest was up".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_panic_that_is_expected_is_none() {
+        let serial = "MARK booted\nKernel panic - not syncing: sysrq\nMARK end\n";
+        let judged = |expected: &[&str]| Verdict::of(serial, expected, End::PoweredOff);
+        assert_eq!(judged(&["MARK booted", "Kernel panic", "MARK end"]), Verdict::Passed);
+        assert!(matches!(judged(&["MARK booted"]), Verdict::Failed(_)));
+        let why = Err("the captures differ".to_owned());
+        assert_eq!(
+            judged(&["Kernel panic"]).unless(why),
+            Verdict::Failed("the captures differ".to_owned())
         );
     }
 
