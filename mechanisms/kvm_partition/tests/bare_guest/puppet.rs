@@ -6,6 +6,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering, fence},
         mpsc::{Receiver, Sender, channel},
     },
     time::{Duration, Instant},
@@ -167,7 +168,7 @@ impl Done {
 struct Strings {
     idle: Sender<()>,
     go: Receiver<()>,
-    flood: Arc<std::sync::atomic::AtomicU64>,
+    flood: Arc<AtomicU64>,
 }
 
 impl Write for Strings {
@@ -178,7 +179,7 @@ impl Write for Strings {
                 let _ = self.idle.send(());
                 let _ = self.go.recv();
             } else {
-                self.flood.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                self.flood.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(bytes.len())
@@ -195,7 +196,7 @@ pub(crate) struct Puppet {
     go: Option<Sender<()>>,
     idle: Receiver<()>,
     /// Bytes that it has written to its serial port.
-    pub(crate) flood: Arc<std::sync::atomic::AtomicU64>,
+    pub(crate) flood: Arc<AtomicU64>,
 }
 
 impl Puppet {
@@ -346,6 +347,8 @@ impl Puppet {
         }
         let message = slot[16..][..usize::from(slot[4])].to_vec();
         self.write(MESSAGE_PAGE + 2 * 256, &[0; 4]);
+        // Either the host sees that the slot is free, or this sees its flag.
+        fence(Ordering::SeqCst);
         let pending: [u8; 1] = self.read(MESSAGE_PAGE + 2 * 256 + 5);
         if pending != [0] {
             self.run(&[Op::write_msr(MSR_EOM, 0)]);

@@ -14,12 +14,11 @@ use kvm_partition::{
     hypercall::{MSR_HYPERCALL, POST_MESSAGE},
     layout::{HIGH_MMIO, LOW_MMIO},
 };
-use partition::{Partition, PostError, host::VmbusHost};
-use vmbus::server::ServerConfig;
-use vmbus_protocol::{ClientMessage, InitiateContact, TargetInfo, VMBUS_SINT, VpIndex};
+use partition::{Partition, PostError};
+use vmbus_protocol::{ClientMessage, Guid, TlConnectRequest, VMBUS_SINT, VpIndex};
 
 use crate::{
-    bus::hostile,
+    bus::{Bus, hostile},
     machine::Watched,
     puppet::{
         EVENT_PAGE, GENERAL_PROTECTION, Held, INPUT, LIMIT, MEMORY, MESSAGE_PAGE, MSR_EOM,
@@ -112,32 +111,29 @@ fn pages_are_moved_and_turned_off_while_messages_are_posted_and_flags_set() {
 #[test]
 fn a_guest_that_takes_no_messages_is_answered_no_more() {
     hostile(|stage| {
-        let puppet = Puppet::enlightened(stage);
-        let host = VmbusHost::start(puppet.partition.clone(), ServerConfig::default()).unwrap();
-        // A version that there is not: each is answered, and none of the answers is taken.
-        let contact = ClientMessage::InitiateContact(InitiateContact {
-            version: 0xFFFF_FFFF,
-            target_message_vp: VP,
-            target: TargetInfo { sint: VMBUS_SINT, ..TargetInfo::default() },
-            interrupt_page: 0,
-            monitor_pages: None,
-            client_id: None,
+        let mut bus = Bus::new(stage);
+        bus.connect();
+        // Each is answered, and none of the answers is taken.
+        let request = ClientMessage::TlConnectRequest(TlConnectRequest {
+            endpoint_id: Guid::new(1, 1, 1, [1; 8]),
+            service_id: Guid::new(2, 2, 2, [2; 8]),
+            silo_id: Some(Guid::new(3, 3, 3, [3; 8])),
         });
         let before = Held::now();
+        bus.post(&request);
+        let first = bus.puppet.next_message();
         let post = Op::call(POST_MESSAGE.into(), INPUT).times(500);
-        assert_eq!(puppet.post(4, contact.emit().as_bytes()), 0);
         let begun = Instant::now();
-        // Until all that holds messages is full.
-        while puppet.one(post).status() == 0 {
+        // Until all that holds messages is full, and stays so.
+        while bus.puppet.run(&[post, post])[1].status() == 0 {
             assert!(begun.elapsed() < LIMIT, "messages are taken without bound");
         }
         Held::now().check_memory(&before, 4 << 20);
         // It is not forgotten: one after the other comes once it is taken.
         for _ in 0..40 {
-            assert_eq!(puppet.next_message()[..4], 15u32.to_le_bytes());
+            assert_eq!(bus.puppet.next_message(), first);
         }
-        drop(host);
-        puppet.lives();
+        bus.puppet.lives();
     });
 }
 
