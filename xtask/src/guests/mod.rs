@@ -32,7 +32,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 
 use self::{
@@ -42,11 +42,11 @@ use self::{
     qemu::Qemu,
 };
 
-/// Runs tests in which stock QEMU is the other end.
+/// Runs tests in which stock QEMU is the other end. Without a command all of them: qtest, qemu and kvm.
 #[derive(Args)]
 pub(crate) struct GuestTests {
     #[command(subcommand)]
-    which: Which,
+    which: Option<Which>,
 }
 
 #[derive(Subcommand)]
@@ -63,23 +63,7 @@ enum Which {
     /// unloaded and configured again and again under traffic, one whose iavf is unbound after the adapter was killed, and
     /// one whose own tulip drives an emulated adapter and pings the host behind it, before and after its driver is taken
     /// out and in.
-    Qemu {
-        /// Only this one; with --socket it is always the VF.
-        #[arg(long, value_enum)]
-        only: Option<Story>,
-        /// A vfio-user socket that serves an AVF function, instead of one of an adapter started here.
-        #[arg(long)]
-        socket: Option<PathBuf>,
-        /// With --socket: the guest's own address.
-        #[arg(long, default_value = "10.77.0.9")]
-        address: Ipv4Addr,
-        /// With --socket: the address to ping; without it the guest only brings the interface up.
-        #[arg(long)]
-        ping: Option<Ipv4Addr>,
-        /// Give the guest an IOMMU of its own; the one with an emulated adapter never has one.
-        #[arg(long)]
-        iommu: bool,
-    },
+    Qemu(QemuTests),
     /// Boots stock Debian kernels under our KVM partition, within an emulated machine that has KVM: minutes.
     Kvm(KvmTests),
     /// Serves an emulated adapter, with a host behind it that answers ARP and pings as 10.0.0.1: for trying other
@@ -88,6 +72,34 @@ enum Which {
         /// The vfio-user socket to make.
         socket: PathBuf,
     },
+}
+
+/// Which guests to boot, and on what.
+#[derive(Args)]
+struct QemuTests {
+    /// Only this one; with --socket it is always the VF.
+    #[arg(long, value_enum)]
+    only: Option<Story>,
+    /// A vfio-user socket that serves an AVF function, instead of one of an adapter started here.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// With --socket: the guest's own address.
+    #[arg(long, default_value_t = GUEST_ADDRESS)]
+    address: Ipv4Addr,
+    /// With --socket: the address to ping; without it the guest only brings the interface up.
+    #[arg(long)]
+    ping: Option<Ipv4Addr>,
+    /// Give the guest an IOMMU of its own; the one with an emulated adapter never has one.
+    #[arg(long)]
+    iommu: bool,
+}
+
+const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
+
+impl Default for QemuTests {
+    fn default() -> Self {
+        Self { only: None, socket: None, address: GUEST_ADDRESS, ping: None, iommu: false }
+    }
 }
 
 /// Which guest to boot.
@@ -106,6 +118,32 @@ enum Story {
 /// Does what the command line says.
 pub(crate) fn run(tests: &GuestTests) -> Result<()> {
     match &tests.which {
+        None => run_all(),
+        Some(which) => run_one(which),
+    }
+}
+
+/// Tests of every kind, also after one that failed.
+fn run_all() -> Result<()> {
+    let kinds = [
+        ("qtest", Which::Qtest { sockets: Vec::new() }),
+        ("qemu", Which::Qemu(QemuTests::default())),
+        ("kvm", Which::Kvm(KvmTests::default())),
+    ];
+    let mut failed = Vec::new();
+    for (name, which) in kinds {
+        println!("== {name}");
+        if let Err(error) = run_one(&which) {
+            println!("{name} failed: {error:#}");
+            failed.push(name);
+        }
+    }
+    ensure!(failed.is_empty(), "not all have passed: {}", failed.join(", "));
+    Ok(())
+}
+
+fn run_one(which: &Which) -> Result<()> {
+    match which {
         Which::Fetch => {
             let cache = Cache::open()?;
             let qemu = Qemu::fetch(&cache)?;
@@ -118,7 +156,7 @@ pub(crate) fn run(tests: &GuestTests) -> Result<()> {
             let qemu = Qemu::fetch(&Cache::open()?)?;
             qtest_tests::run(&qemu, &sockets)
         }
-        Which::Qemu { only, socket, address, ping, iommu } => {
+        Which::Qemu(QemuTests { only, socket, address, ping, iommu }) => {
             let cache = Cache::open()?;
             let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache, Series::default())?);
             // Others may fetch while the guest runs.

@@ -70,6 +70,13 @@ struct Told {
     run: Run,
 }
 
+impl Default for KvmTests {
+    fn default() -> Self {
+        let kernels = vec![Series::default()];
+        Self { kernels, only: Vec::new(), list: false, loud: false, keep_logs: false }
+    }
+}
+
 /// Tells the stories and prints a summary; an error if one did not pass.
 pub(crate) fn run(tests: &KvmTests) -> Result<()> {
     if tests.list {
