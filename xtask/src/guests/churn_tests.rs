@@ -5,6 +5,7 @@ use std::{fs, net::Ipv4Addr};
 use anyhow::{Context, Result, ensure};
 
 use super::{
+    PING_FUNCTIONS,
     linux_tests::{Clock, Hardware, Then, up},
     stack::Stack,
 };
@@ -112,13 +113,13 @@ fn script() -> String {
     let [loads, ups, mtus, channels, rings] =
         KINDS.map(|(kind, seconds)| format!("rounds {kind} {seconds}"));
     format!(
-        r#"fail() {{ dmesg; echo MARK failed "$@"; }}
+        r#"{PING_FUNCTIONS}
+fail() {{ dmesg; echo MARK failed "$@"; }}
 now() {{ read now rest < /proc/uptime; echo ${{now%.*}}; }}
 passes() {{
 n=0; until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do n=$((n+1)); [ $n -gt 1000 ] && return 1; usleep 10000; done
 n=0; until ping -q -c 1 -W 1 {PEER} >/dev/null 2>&1; do n=$((n+1)); [ $n -gt 20 ] && return 1; usleep 20000; done
 }}
-none_lost() {{ ping -q -W 20 "$@" | grep ' 0% packet loss'; }}
 clean_log() {{
 dmesg -r -c > /tmp/log
 grep -E '^<[0-4]>.*iavf|WARNING:|BUG:|Call Trace|blocked for more than|NETDEV WATCHDOG|rcu.*stall' /tmp/log | head -n 20 > /tmp/bad

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::{
+    PING_FUNCTIONS,
     kernel::Kernel,
     machine::Machine,
     qemu::{Qemu, vfio_user_device},
@@ -41,13 +42,13 @@ fn script(address: Ipv4Addr, then: Then<'_>) -> String {
         Then::End => String::new(),
         Then::Run(script) => script.to_owned(),
         Then::Ping(peer) => format!(
-            "none_lost() {{ ping -W 20 \"$@\" | grep ' 0% packet loss'; }}\n\
-             none_lost -c 5 {peer} && echo MARK pinged small || echo MARK failed ping\n\
+            "none_lost -c 5 {peer} && echo MARK pinged small || echo MARK failed ping\n\
              none_lost -c 5 -s 1400 {peer} && echo MARK pinged large || echo MARK failed large ping\n"
         ),
     };
     format!(
-        "n=0; until [ -e /sys/class/net/eth0 ]; do n=$((n+1)); [ $n -gt 600 ] && break; usleep 100000; done\n\
+        "{PING_FUNCTIONS}\
+         n=0; until [ -e /sys/class/net/eth0 ]; do n=$((n+1)); [ $n -gt 600 ] && break; usleep 100000; done\n\
          [ -e /sys/class/net/eth0 ] || {{ echo MARK failed no interface; dmesg; }}\n\
          echo MARK driver $(basename $(readlink /sys/class/net/eth0/device/driver))\n\
          echo MARK mac $(cat /sys/class/net/eth0/address)\n\

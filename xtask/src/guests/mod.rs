@@ -182,6 +182,9 @@ fn run_one(which: &Which) -> Result<()> {
     }
 }
 
+/// Shell functions of guests that ping.
+const PING_FUNCTIONS: &str = include_str!("pings.sh");
+
 /// The folder for what was fetched, held by one process at a time.
 pub(crate) struct Cache {
     folder: PathBuf,

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::{
+    PING_FUNCTIONS,
     emulated_adapter::{self, EmulatedAdapter},
     linux_tests::{Clock, Hardware, Slot, booted},
 };
@@ -88,7 +89,8 @@ fn script() -> String {
     let counters = GuestCounters::FILES.join(" ");
     // Without IPv6 the guest sends nothing that it was not told to.
     format!(
-        "round() {{\n\
+        "{PING_FUNCTIONS}\
+         round() {{\n\
          n=0; until [ -e /sys/class/net/eth0 ]; do n=$((n+1)); [ $n -gt 600 ] && break; usleep 100000; done\n\
          [ -e /sys/class/net/eth0 ] || {{ echo MARK failed no interface; dmesg; }}\n\
          echo MARK driver $(basename $(readlink /sys/class/net/eth0/device/driver))\n\
@@ -99,10 +101,10 @@ fn script() -> String {
          n=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do n=$((n+1)); [ $n -gt 600 ] && break; usleep 100000; done\n\
          [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ] && echo MARK carrier || {{ echo MARK failed no carrier; dmesg; }}\n\
          for size in {sizes}; do\n\
-         ping -A -W 20 -c {PINGS} -s $size {host} | grep ' 0% packet loss' && echo MARK pinged $size bytes || echo MARK failed ping $size\n\
+         none_lost -A -c {PINGS} -s $size {host} && echo MARK pinged $size bytes || echo MARK failed ping $size\n\
          done\n\
          sleep {UNTIL_RESTART}\n\
-         ping -W 20 -c 3 {host} | grep ' 0% packet loss' && echo MARK pinged later || echo MARK failed ping later\n\
+         none_lost -c 3 {host} && echo MARK pinged later || echo MARK failed ping later\n\
          sleep 1\n\
          ip link set eth0 down\n\
          cd /sys/class/net/eth0/statistics\n\

@@ -26,7 +26,7 @@ use self::{
     verdict::Verdict,
 };
 use super::{
-    Cache,
+    Cache, PING_FUNCTIONS,
     initramfs::Initramfs,
     kernel::{Kernel, Series},
     programs::Program,
@@ -199,7 +199,7 @@ impl Stage<'_> {
 fn in_guest(script: &str) -> String {
     const ERRORS: &str = "dmesg | grep -E 'WARNING:|BUG:|Call Trace|irq_unmask.. failed' \
                           && echo MARK L2 failed errors in the log\n";
-    format!("{GUEST}{script}\n{ERRORS}")
+    format!("{PING_FUNCTIONS}{GUEST}{script}\n{ERRORS}")
 }
 
 /// The shell function by which scripts of L1 boot L2.

@@ -9,6 +9,7 @@ read line
 kill -INT $!
 wait
 tail -n 1 /tmp/ping
-every_echo && echo MARK L2 lost nothing || echo "MARK L2 failed pings were lost or doubled: sent and answered $(echoes)"
+grep -q ' 0 packets received' /tmp/ping && echo MARK L2 failed no pings
+every_echo && echo MARK L2 lost nothing || echo "MARK L2 failed pings were lost or doubled: $(unanswered) unanswered"
 dmesg | grep 'Data path switched' | tail -n 4
 grep iavf /proc/interrupts
