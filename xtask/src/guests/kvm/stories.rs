@@ -187,7 +187,7 @@ pub(crate) const STORIES: &[Story] = &[
     },
     Story {
         name: "vf",
-        about: "the data path goes to a VF that iavf drives; the VF is revoked and returned under pings, of which none is lost",
+        about: "the data path goes to a VF that iavf drives; the VF is revoked and returned under pings, of which none is lost, and TCP",
         script: concat!("ROUNDS=1\n", include_str!("scripts/vf.sh")),
         inner: with_vf(include_str!("scripts/vf.guest.sh")),
         expected: &[
@@ -198,13 +198,14 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK revoked and returned 1 times",
             "MARK L2 lost nothing",
             "MARK L2 end",
+            "MARK the stream is whole",
             "MARK end",
         ],
         ..BASE
     },
     Story {
         name: "revocations",
-        about: "a VF is revoked and returned 100 times under pings, of which none is lost",
+        about: "a VF is revoked and returned 100 times under pings, of which none is lost, and TCP",
         script: concat!("ROUNDS=100\n", include_str!("scripts/vf.sh")),
         inner: with_vf(include_str!("scripts/vf.guest.sh")),
         expected: &[
@@ -213,6 +214,7 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK revoked and returned 100 times",
             "MARK L2 lost nothing",
             "MARK L2 end",
+            "MARK the stream is whole",
             "MARK end",
         ],
         cpu: Duration::from_secs(3600),
@@ -235,7 +237,7 @@ pub(crate) const STORIES: &[Story] = &[
     },
     Story {
         name: "rebalance",
-        about: "the PF stops and restarts under pings, of which none is lost",
+        about: "the PF stops and restarts under pings, of which none is lost, and TCP",
         script: include_str!("scripts/rebalance.sh"),
         inner: with_vf(include_str!("scripts/vf.guest.sh")),
         expected: &[
@@ -243,6 +245,7 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK L2 pinged VF",
             "MARK L2 lost nothing",
             "MARK L2 end",
+            "MARK the stream is whole",
             "MARK end",
         ],
         ..BASE

@@ -64,6 +64,19 @@ start_guest() {
 type_in() { echo "$*" >&3; }
 said() { grep -q "$*" /tmp/console; }
 
+# Takes what the guest sends over one TCP connection.
+take_stream() {
+    nc -l -p 5001 > /tmp/received &
+    receiver=$!
+}
+# After the guest's end: whether that is what it says it has sent.
+compare_stream() {
+    wait $receiver
+    sent=$(tr -d '\r' < /tmp/console | sed -n 's/^MARK L2 sent //p')
+    [ "$(md5sum < /tmp/received)" = "$sent" ] && echo MARK the stream is whole, $(wc -c < /tmp/received) bytes ||
+        echo MARK failed the stream is not what the guest sent
+}
+
 stack() { clearway stack --directory /tmp/stack "$@"; }
 weigh() { stack set-adapter web net0 --iov-weight "$1" > /dev/null || echo "MARK failed IovWeight $1"; }
 # The stack's state of the adapter: Synthetic, Active, ...

@@ -3,11 +3,23 @@ pings synthetic
 await log_says Data path switched to VF
 dmesg | grep 'Data path switched to VF'
 pings VF
+# A TCP connection that lasts until all is over.
+stream() {
+    number=0
+    until [ -e /tmp/over ]; do
+        number=$((number + 1))
+        echo "This is line $number."
+        usleep 100000
+    done
+}
+stream | tee /tmp/sent | nc 10.78.0.1 5001 &
 ping -q -i 0.2 10.78.0.1 > /tmp/ping &
 echo MARK L2 under traffic
 read line
 kill -INT $!
+: > /tmp/over
 wait
+echo MARK L2 sent "$(md5sum < /tmp/sent)"
 tail -n 1 /tmp/ping
 grep -q ' 0 packets received' /tmp/ping && echo MARK L2 failed no pings
 every_echo && echo MARK L2 lost nothing || echo "MARK L2 failed pings were lost or doubled: $(unanswered) unanswered"

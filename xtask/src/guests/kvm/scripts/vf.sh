@@ -1,4 +1,5 @@
 lab_with_nic
+take_stream
 start_guest --memory 384
 await said MARK L2 pinged synthetic
 weigh 100
@@ -15,4 +16,5 @@ done
 echo MARK revoked and returned $round times
 type_in done
 wait $guest
+compare_stream
 logs
