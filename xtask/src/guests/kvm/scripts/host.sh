@@ -64,17 +64,18 @@ start_guest() {
 type_in() { echo "$*" >&3; }
 said() { grep -q "$*" /tmp/console; }
 
-# Takes what the guest sends over one TCP connection.
+# Takes what the guest sends over one TCP connection; nc would close it if it had nothing to read itself.
 take_stream() {
-    nc -l -p 5001 > /tmp/received &
+    sleep 100000 | nc -l -p 5001 > /tmp/received &
     receiver=$!
 }
 # After the guest's end: whether that is what it says it has sent.
 compare_stream() {
-    wait $receiver
+    kill $receiver
     sent=$(tr -d '\r' < /tmp/console | sed -n 's/^MARK L2 sent //p')
-    [ "$(md5sum < /tmp/received)" = "$sent" ] && echo MARK the stream is whole, $(wc -c < /tmp/received) bytes ||
-        echo MARK failed the stream is not what the guest sent
+    length=$(wc -c < /tmp/received)
+    [ "$(md5sum < /tmp/received)" = "$sent" ] && [ $length -gt 0 ] && echo MARK the stream is whole, $length bytes ||
+        echo MARK failed the stream is not what the guest sent: $length bytes
 }
 
 stack() { clearway stack --directory /tmp/stack "$@"; }

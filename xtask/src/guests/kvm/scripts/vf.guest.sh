@@ -13,10 +13,13 @@ stream() {
     done
 }
 stream | tee /tmp/sent | nc 10.78.0.1 5001 &
+connection=$!
 ping -q -i 0.2 10.78.0.1 > /tmp/ping &
+pings=$!
 echo MARK L2 under traffic
 read line
-kill -INT $!
+kill -INT $pings
+kill -0 $connection || echo MARK L2 failed the connection has ended
 : > /tmp/over
 wait
 echo MARK L2 sent "$(md5sum < /tmp/sent)"
