@@ -142,11 +142,14 @@ pub(crate) struct Mmio {
     pub(crate) ranges: BTreeMap<u64, MmioRange>,
     pub(crate) free_slots: Vec<u32>,
     pub(crate) slots: u32,
-    /// Virtio devices, which have their ranges among the others.
-    pub(crate) virtio: usize,
 }
 
 impl Mmio {
+    /// How many virtio devices there are.
+    pub(crate) fn virtio(&self) -> usize {
+        self.ranges.range(layout::VIRTIO).count()
+    }
+
     /// Takes the virtio devices from the guest: each ends when it is dropped.
     fn take_virtio(&mut self) -> Vec<MmioRange> {
         let places: Vec<u64> = self.ranges.range(layout::VIRTIO).map(|(gpa, _)| *gpa).collect();
@@ -247,7 +250,7 @@ impl KvmPartition {
     fn start(&self, mut boot: Boot, processors: Vec<VcpuFd>) -> Result<(), KvmError> {
         let machine = &self.machine;
         let count = u16::try_from(processors.len()).unwrap_or(u16::MAX);
-        let layout = machine.layout.clone().with_virtio(lock(&machine.mmio).virtio);
+        let layout = machine.layout.clone().with_virtio(lock(&machine.mmio).virtio());
         let entry = boot::load(&machine.ram, &layout, count, &mut boot)?;
         if let Some(first) = processors.first() {
             let failed = KvmError::kvm;

@@ -49,7 +49,7 @@ impl KvmPartition {
         let machine = &self.machine;
         let mut mmio = lock(&machine.mmio);
         let places = machine.layout.clone().with_virtio(MAX_VIRTIO).virtio();
-        let place = { places }.nth(mmio.virtio).ok_or(KvmError::VirtioDevices)?;
+        let place = { places }.nth(mmio.virtio()).ok_or(KvmError::VirtioDevices)?;
         let event = |fd| kernel::event(fd).map_err(KvmError::io("an eventfd"));
         let at = IoEventAddress::Mmio(place.gpa + VIRTIO_NOTIFY);
         machine
@@ -62,7 +62,6 @@ impl KvmPartition {
             .map_err(KvmError::kvm("bind a virtio device's interrupt"))?;
         let kind = MmioKind::Trapped(device.registers);
         mmio.ranges.insert(place.gpa, MmioRange { length: PAGE, kind });
-        mmio.virtio += 1;
         Ok(())
     }
 }

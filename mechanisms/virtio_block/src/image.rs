@@ -5,7 +5,7 @@ use std::{
     io::{self, Seek, SeekFrom},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+        unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -135,7 +135,6 @@ pub struct Image {
     file: File,
     access: Access,
     bytes: u64,
-    identity: (u64, u64),
 }
 
 impl Image {
@@ -163,7 +162,7 @@ impl Image {
         if !bytes.is_multiple_of(SECTOR) {
             return Err(ImageError::Size { path, bytes });
         }
-        Ok(Self { file, access, bytes, identity: (metadata.dev(), metadata.ino()), path })
+        Ok(Self { file, access, bytes, path })
     }
 
     /// Where it was opened.
@@ -179,11 +178,6 @@ impl Image {
     /// What the guest may do with it.
     pub fn access(&self) -> Access {
         self.access
-    }
-
-    /// Device and inode number: the same for the same file, whatever its name.
-    pub fn identity(&self) -> (u64, u64) {
-        self.identity
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -388,7 +382,6 @@ mod tests {
         assert!(refusal(&path, Access::ReadOnly).contains("writes to it"));
         drop(writer);
         let readers = [(); 2].map(|()| Image::open(&path, Access::ReadOnly).unwrap());
-        assert_eq!(readers[0].identity(), readers[1].identity());
         refusal(&path, Access::ReadWrite);
         drop(readers);
         Image::open(&path, Access::ReadWrite).unwrap();

@@ -58,7 +58,7 @@ pub(crate) mod feature {
 }
 
 /// The request queue as the driver has set it up; nothing of it is checked yet.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+#[derive(Copy, Clone, Default, Eq, PartialEq, Debug)]
 pub(crate) struct QueueSetup {
     pub(crate) size: u32,
     pub(crate) ready: bool,
@@ -103,7 +103,7 @@ pub(crate) struct Registers {
 }
 
 /// What a reset takes back.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 struct State {
     status: u32,
     /// Which 32 features are read, and written.
@@ -114,21 +114,6 @@ struct State {
     accepted_more: bool,
     queue_index: u32,
     queue: QueueSetup,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        let queue = QueueSetup { size: 0, ready: false, descriptors: 0, available: 0, used: 0 };
-        Self {
-            status: 0,
-            offered_word: 0,
-            accepted_word: 0,
-            accepted: 0,
-            accepted_more: false,
-            queue_index: 0,
-            queue,
-        }
-    }
 }
 
 impl Registers {

@@ -22,11 +22,6 @@ pub(crate) enum Program {
     },
 }
 
-/// Where `clearway` is.
-pub(crate) fn clearway() -> Result<PathBuf> {
-    Program::Clearway.find()
-}
-
 impl Program {
     /// Its name.
     pub(crate) fn name(self) -> &'static str {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::programs;
+use super::programs::Program;
 
 /// A running adapter, whose uplink records what leaves; ended when this drops.
 pub(crate) struct Stack {
@@ -33,7 +33,7 @@ pub(crate) struct AttachedVf {
 impl Stack {
     /// Starts an adapter with `vfs` VFs.
     pub(crate) fn start(vfs: u16) -> Result<Self> {
-        let clearway = programs::clearway()?;
+        let clearway = Program::Clearway.find()?;
         let folder = tempfile::tempdir()?;
         let adapter = adapter(&clearway, folder.path(), vfs)?;
         let stack = Self { clearway, adapter, folder, vfs };

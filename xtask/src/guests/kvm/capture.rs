@@ -5,12 +5,13 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use avf_protocol::MacAddress;
 use etherparse::{IcmpEchoHeader, Icmpv4Type, NetSlice, SlicedPacket, TransportSlice};
 use pcap_file::pcap::PcapReader;
 
 /// Where the guest sends to, and what it sends from.
-const PEER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
-const GUEST: [u8; 6] = [0x00, 0x15, 0x5D, 0, 0, 1];
+const PEER: MacAddress = MacAddress([0x02, 0, 0, 0, 0, 0x99]);
+const GUEST: MacAddress = MacAddress([0x00, 0x15, 0x5D, 0, 0, 1]);
 /// The VLAN of its port.
 const VLAN: u16 = 7;
 /// Bytes of the pings that begin the two paths.
@@ -19,7 +20,7 @@ const BEGINS: [usize; 2] = [701, 702];
 /// A frame, without what differs from one to the next (numbers, ports, times).
 #[derive(Clone, Eq, PartialEq, Ord, PartialOrd, Debug)]
 struct Seen {
-    source: [u8; 6],
+    source: MacAddress,
     vlan: Option<u16>,
     kind: Kind,
     /// Bytes of its IPv4 packet.
@@ -39,12 +40,7 @@ enum Kind {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.source;
-        write!(
-            f,
-            "{:?} of {} bytes from {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}",
-            self.kind, self.length
-        )?;
+        write!(f, "{:?} of {} bytes from {}", self.kind, self.length, self.source)?;
         match self.vlan {
             Some(vlan) => write!(f, " in VLAN {vlan}")?,
             None => write!(f, " untagged")?,
@@ -109,10 +105,10 @@ fn seen(frame: &[u8]) -> Option<Seen> {
     let packet = SlicedPacket::from_ethernet(frame).ok()?;
     let addresses = frame.first_chunk::<12>()?;
     let (destination, source) = addresses.split_first_chunk::<6>()?;
-    if *destination != PEER {
+    if *destination != PEER.0 {
         return None;
     }
-    let source = *source.first_chunk()?;
+    let source = MacAddress(*source.first_chunk()?);
     let vlan = packet.vlan_ids().first().map(|id| id.value());
     let other = Seen { source, vlan, kind: Kind::Other, length: frame.len(), sound: true };
     let Some(NetSlice::Ipv4(ip)) = &packet.net else { return Some(other) };
@@ -150,16 +146,15 @@ fn decode(hex: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use avf_protocol::MacAddress;
     use etherparse::PacketBuilder;
     use pcap_file::pcap::{PcapPacket, PcapWriter};
     use std::{borrow::Cow, time::Duration};
 
-    fn frame(source: [u8; 6], vlan: u16, kind: Kind) -> Vec<u8> {
-        let ip = PacketBuilder::ethernet2(source, PEER).single_vlan(vlan.try_into().unwrap()).ipv4(
-            [10, 78, 0, 2],
-            [10, 78, 0, 9],
-            64,
-        );
+    fn frame(source: MacAddress, vlan: u16, kind: Kind) -> Vec<u8> {
+        let ip = PacketBuilder::ethernet2(source.0, PEER.0)
+            .single_vlan(vlan.try_into().unwrap())
+            .ipv4([10, 78, 0, 2], [10, 78, 0, 9], 64);
         let mut frame = Vec::new();
         match kind {
             Kind::Ping(size) => {
@@ -204,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_differs_is_told() {
-        let spoofed = frame([2, 0, 0, 0, 0, 0x66], VLAN, Kind::Udp);
+        let spoofed = frame(MacAddress([2, 0, 0, 0, 0, 0x66]), VLAN, Kind::Udp);
         let tagged = frame(GUEST, 5, Kind::Udp);
         let mut corrupt = frame(GUEST, VLAN, Kind::Udp);
         *corrupt.last_mut().unwrap() ^= 1;

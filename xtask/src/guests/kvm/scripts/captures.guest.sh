@@ -30,3 +30,5 @@ await on_vf
 talk 702
 vf_has_sent() { [ "$(cat /sys/class/net/eth1/statistics/tx_packets)" -gt 4 ]; }
 await vf_has_sent && echo MARK L2 talked VF
+# Until the host has looked.
+read line
