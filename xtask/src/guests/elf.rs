@@ -11,14 +11,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 /// Where Debian keeps libraries, in the order of its loader.
-const FOLDERS: [&str; 6] = [
-    "/lib/x86_64-linux-gnu",
-    "/usr/lib/x86_64-linux-gnu",
-    "/lib64",
-    "/usr/lib64",
-    "/lib",
-    "/usr/lib",
-];
+const FOLDERS: [&str; 6] =
+    ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64", "lib", "usr/lib"];
 
 /// `p_type` of a program header: mapped, the dynamic section, the loader's path.
 const PT_LOAD: u32 = 1;
@@ -129,29 +123,32 @@ fn text(file: &[u8], at: usize) -> Option<String> {
     String::from_utf8(rest.get(..end)?.to_vec()).ok()
 }
 
-/// The files of this machine that a program needs, each with the path a guest is to have it at, without the leading
-/// `/`: the loader where the program names it, libraries in `lib`.
-pub(crate) fn libraries_of(program: &Path) -> Result<BTreeMap<String, PathBuf>> {
+/// The files that a program needs, out of the system whose root is `root`, each with the path a guest is to have it at,
+/// without the leading `/`: the loader where the program names it, libraries in `lib`.
+pub(crate) fn libraries_of(program: &Path, root: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
     let mut open = VecDeque::from([program.to_path_buf()]);
     let mut loader_name = String::new();
     while let Some(path) = open.pop_front() {
         let file = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let needs = needs(&file).with_context(|| path.display().to_string())?;
+        let find = |name: &str| {
+            FOLDERS
+                .iter()
+                .map(|folder| root.join(folder).join(name))
+                .find(|path| path.exists())
+                .with_context(|| format!("{} needs {name}, which is nowhere", path.display()))
+        };
         if let Some(loader) = needs.loader {
             loader_name = loader.rsplit('/').next().unwrap_or_default().to_owned();
-            found.insert(loader.trim_start_matches('/').to_owned(), PathBuf::from(loader));
+            found.insert(loader.trim_start_matches('/').to_owned(), find(&loader_name)?);
         }
         for name in needs.libraries {
             let inside = format!("lib/{name}");
             if name == loader_name || found.contains_key(&inside) {
                 continue;
             }
-            let library = FOLDERS
-                .iter()
-                .map(|folder| Path::new(folder).join(&name))
-                .find(|path| path.exists())
-                .with_context(|| format!("{} needs {name}, which is nowhere", path.display()))?;
+            let library = find(&name)?;
             open.push_back(library.clone());
             found.insert(inside, library);
         }
@@ -220,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_this_program_needs_is_found_on_this_machine() {
-        let found = libraries_of(&std::env::current_exe().unwrap()).unwrap();
+        let found = libraries_of(&std::env::current_exe().unwrap(), Path::new("/")).unwrap();
         assert!(found.values().all(|path| path.exists()), "{found:?}");
         assert_eq!(found.contains_key("lib/libc.so.6"), cfg!(target_env = "gnu"));
     }

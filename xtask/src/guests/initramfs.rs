@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use super::{cpio::Cpio, elf, kernel::Kernel};
+use super::{cpio::Cpio, elf, kernel::Kernel, tools::Fetched};
 
 /// An initramfs that is being put together.
 pub(crate) struct Initramfs<'a> {
@@ -48,12 +48,17 @@ impl<'a> Initramfs<'a> {
         self.file(path, 0o755, &bytes)
     }
 
-    /// Adds a program of this machine as `bin/name`, with the loader and the libraries it needs.
-    pub(crate) fn program(&mut self, name: &str, from: &Path) -> Result<()> {
-        for (path, library) in elf::libraries_of(from)? {
+    /// Adds a program as `bin/name`, with the loader and the libraries it needs out of the system whose root is `root`.
+    pub(crate) fn program(&mut self, name: &str, from: &Path, root: &Path) -> Result<()> {
+        for (path, library) in elf::libraries_of(from, root)? {
             self.copy(&path, &library)?;
         }
         self.copy(&format!("bin/{name}"), from)
+    }
+
+    /// Adds a tool of Debian's.
+    pub(crate) fn tool(&mut self, tool: &Fetched) -> Result<()> {
+        self.program(tool.tool().name(), &tool.program(), tool.root())
     }
 
     /// Adds modules of the kernel with those they depend on; `/init` loads them in order.

@@ -13,6 +13,7 @@ use super::{
     Cache,
     apt::{Apt, Pin},
     initramfs::Initramfs,
+    tools::{Fetched, Tool},
     vmlinux::{self, Compression},
 };
 
@@ -77,21 +78,8 @@ impl Series {
 const BUSYBOX: Pin =
     Pin { package: "busybox-static", version: "1:1.37.0-6+b9", suite: "trixie", follow: None };
 
-/// With the C library that it is linked with.
-const ETHTOOL: Pin =
-    Pin { package: "ethtool", version: "1:6.14.2-1", suite: "trixie", follow: None };
-
 /// Unpacks kernels; with the libraries that it is linked with.
 const ZSTD: Pin = Pin { package: "zstd", version: "1.5.7+dfsg-1", suite: "trixie", follow: None };
-
-/// Where ethtool's package and those it depends on have its program and libraries, and where a guest looks for them.
-const ETHTOOL_FILES: [(&str, &str); 5] = [
-    ("usr/sbin/ethtool", "bin/ethtool"),
-    ("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2"),
-    ("usr/lib/x86_64-linux-gnu/libc.so.6", "lib/libc.so.6"),
-    ("usr/lib/x86_64-linux-gnu/libm.so.6", "lib/libm.so.6"),
-    ("usr/lib/x86_64-linux-gnu/libmnl.so.0", "lib/libmnl.so.0"),
-];
 
 /// A kernel with its modules, unpacked.
 pub(crate) struct Kernel {
@@ -99,7 +87,7 @@ pub(crate) struct Kernel {
     release: String,
     image: PathBuf,
     busybox: PathBuf,
-    ethtool: PathBuf,
+    ethtool: Fetched,
 }
 
 impl Kernel {
@@ -118,9 +106,7 @@ impl Kernel {
         let busybox = cache.component("busybox", BUSYBOX.version, |into| {
             Apt::new(&cache.folder)?.unpack(&BUSYBOX, false, into)
         })?;
-        let ethtool = cache.component("ethtool", ETHTOOL.version, |into| {
-            Apt::new(&cache.folder)?.unpack(&ETHTOOL, true, into)
-        })?;
+        let ethtool = Tool::Ethtool.fetch(cache)?;
         let (release, image) = image_in(&root)?;
         let busybox = ["usr/bin/busybox", "bin/busybox"]
             .iter()
@@ -183,9 +169,7 @@ impl Kernel {
     /// `script`, `/init` has mounted the usual and loaded the modules, in order.
     pub(crate) fn initramfs(&self, modules: &[&str], script: &str) -> Result<Vec<u8>> {
         let mut initramfs = Initramfs::new(self, "")?;
-        for (from, to) in ETHTOOL_FILES {
-            initramfs.copy(to, &self.ethtool.join(from))?;
-        }
+        initramfs.tool(&self.ethtool)?;
         initramfs.modules(modules)?;
         initramfs.finish(script)
     }

@@ -23,6 +23,7 @@ mod qtest;
 mod qtest_tests;
 mod removal_tests;
 mod stack;
+mod tools;
 mod tulip_tests;
 mod vmlinux;
 

@@ -8,9 +8,8 @@ use std::{
 use netvsp_protocol::{
     NdisStatus,
     nvsp::{
-        ClientMessage, MAX_CHANNELS, MAX_MTU, MIN_MTU, MessageBytes, NvspCapabilities, NvspStatus,
-        NvspVersion, ReceiveBufferSection, SEND_BUFFER_SECTION_SIZE, SEND_TABLE_ENTRIES,
-        ServerMessage,
+        ClientMessage, MAX_MTU, MIN_MTU, MessageBytes, NvspCapabilities, NvspStatus, NvspVersion,
+        ReceiveBufferSection, SEND_BUFFER_SECTION_SIZE, SEND_TABLE_ENTRIES, ServerMessage,
     },
     offload::OffloadCapabilities,
     oid::PacketFilter,
@@ -143,15 +142,18 @@ fn out_of_order(message: &'static str, when: &'static str) -> ProtocolError {
 impl Control {
     /// The core of a NIC whose channel is not open. `max_channels` is cut to 1 to 64.
     #[must_use]
-    pub fn new(mut config: NicConfig) -> Self {
-        let most = u16::try_from(MAX_CHANNELS).unwrap_or(u16::MAX);
-        config.max_channels = config.max_channels.clamp(1, most);
+    pub fn new(config: NicConfig) -> Self {
         let (delay, relay) = match config.vf {
             VfControl::Own { offer_delay } => (offer_delay, None),
             VfControl::Host => (Duration::ZERO, Some(Relay::new())),
         };
         let (session, outputs) = (Session::new(), Outputs::new());
-        Self { config, session, vf: Vf::new(delay), relay, outputs }
+        Self { config: config.cut(), session, vf: Vf::new(delay), relay, outputs }
+    }
+
+    /// Another configuration, while the channel is not open: what is decided about the VF stays, and by whom.
+    pub fn reconfigure(&mut self, config: NicConfig) {
+        self.config = NicConfig { vf: self.config.vf, ..config.cut() };
     }
 
     /// What is to be done since the last time, and the messages that wait.

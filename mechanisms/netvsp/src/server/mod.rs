@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 
 use netvsp_protocol::{
     MacAddress,
-    nvsp::{DataPath, MIN_MTU, NvspVersion},
+    nvsp::{DataPath, MAX_CHANNELS, MIN_MTU, NvspVersion},
     offload::OffloadCapabilities,
     oid::PacketFilter,
 };
@@ -67,6 +67,13 @@ impl NicConfig {
             link_speed: 10_000_000_000,
             friendly_name: "Clearway synthetic adapter".into(),
         }
+    }
+
+    /// With as many channels as can be.
+    fn cut(mut self) -> Self {
+        let most = u16::try_from(MAX_CHANNELS).unwrap_or(u16::MAX);
+        self.max_channels = self.max_channels.clamp(1, most);
+        self
     }
 }
 

@@ -342,6 +342,16 @@ impl NetVsp {
         self.event(|control| control.vf_command(command));
     }
 
+    /// See [`Control::guest_began_anew`].
+    pub fn guest_began_anew(&mut self) {
+        self.event(Control::guest_began_anew);
+    }
+
+    /// See [`Control::reconfigure`].
+    pub fn reconfigure(&mut self, config: NicConfig) {
+        self.event(|control| control.reconfigure(config));
+    }
+
     /// See [`Control::set_link`].
     pub fn set_link(&mut self, connected: bool, link_speed: u64) {
         self.event(|control| control.set_link(connected, link_speed));

@@ -64,7 +64,8 @@ pub(super) struct Relay {
     /// What this driver of the guest was told.
     told: Option<u32>,
     active: DataPath,
-    /// This driver of the guest was given the VF, and was not given the synthetic path since.
+    /// The guest was given the VF, and was not given the synthetic path since. A driver that closes its channel and
+    /// opens it again (a new MTU, other rings) remembers that, and does not ask again.
     on_vf: bool,
     /// With the host.
     open: Option<Ask>,
@@ -104,7 +105,7 @@ impl Relay {
         }
     }
 
-    /// Where frames for the guest are taken to: to the VF while this driver uses it, and while no driver of the NIC is
+    /// Where frames for the guest are taken to: to the VF while the guest uses it, and while no driver of the NIC is
     /// `up` that could take them instead. A guest that asks for the synthetic path takes frames there already; so it
     /// misses none while filters are on their way home.
     pub(super) fn path(&self, up: bool) -> DataPath {
@@ -113,21 +114,29 @@ impl Relay {
         if there { self.active } else { DataPath::Synthetic }
     }
 
-    /// The guest is up, and can have a VF or not. One that was told before has forgotten.
+    /// The guest is up, and can have a VF or not. What it was told of a VF it has forgotten, but not that it uses one.
     pub(super) fn initialized(&mut self, able: bool) {
         self.able = able;
         self.told = None;
-        self.on_vf = false;
+        self.on_vf &= able;
         self.announce();
+        if self.on_vf && self.active == DataPath::Synthetic {
+            self.out.push(VfEffect::NotifySynthetic);
+        }
     }
 
-    /// The channel closed: the guest keeps its VF, and its requests are forgotten.
+    /// The channel closed: the guest keeps its VF, and its requests are forgotten. If it was about to leave, it has.
     pub(super) fn closed(&mut self) {
         self.able = false;
         self.told = None;
-        self.on_vf = false;
+        let last = self.next.take().or(self.open);
+        self.on_vf &= last.is_none_or(|ask| ask.path == DataPath::Vf);
         self.open = None;
-        self.next = None;
+    }
+
+    /// The guest has begun anew: whoever opens the channel next does not use the VF until it has asked for it.
+    pub(super) fn began_anew(&mut self) {
+        self.on_vf = false;
     }
 
     fn announce(&mut self) {
@@ -340,21 +349,56 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_channel_keeps_the_vf_and_the_next_driver_asks_anew() {
+    fn a_driver_that_reopens_its_channel_uses_the_vf_as_before() {
         let mut relay = on_vf();
-        relay.guest_asks(Synthetic, Some(2));
         relay.closed();
-        assert_eq!((relay.report().asks, relay.path(false)), (None, Vf));
-        relay.take();
+        assert_eq!(relay.path(false), Vf);
         relay.initialized(true);
-        assert_eq!(relay.take(), [associate(true)]);
-        assert_eq!(relay.path(true), Synthetic, "this driver was not given the VF");
-        // The stack's answer to the old driver comes late, and completes nothing.
-        relay.command(VfCommand::Complete { active: Vf, request: None });
-        assert_eq!((relay.take(), relay.path(true)), (vec![], Synthetic));
+        assert_eq!((relay.take(), relay.path(true)), (vec![associate(true)], Vf));
+        // One that does not remember asks, and is answered.
         relay.guest_asks(Vf, Some(1));
         relay.command(VfCommand::Complete { active: Vf, request: None });
         assert_eq!((relay.take(), relay.path(true)), (vec![MoveFilters(Vf), Complete(1)], Vf));
+        // Without SR-IOV it cannot.
+        relay.closed();
+        relay.initialized(false);
+        assert_eq!(relay.path(true), Synthetic);
+    }
+
+    #[test]
+    fn a_driver_that_reopens_its_channel_is_told_that_it_was_to_leave() {
+        let mut relay = on_vf();
+        relay.closed();
+        relay.command(Leave);
+        relay.take();
+        relay.initialized(true);
+        assert_eq!(relay.take(), [associate(true), NotifySynthetic]);
+        assert_eq!(relay.path(true), Synthetic);
+    }
+
+    #[test]
+    fn a_guest_that_began_anew_and_one_that_was_about_to_leave_ask_for_the_vf_anew() {
+        for leaves in [true, false] {
+            let mut relay = on_vf();
+            if leaves {
+                relay.guest_asks(Synthetic, Some(2));
+                relay.take();
+            }
+            relay.closed();
+            assert_eq!((relay.report().asks, relay.path(false)), (None, Vf));
+            if !leaves {
+                relay.began_anew();
+            }
+            relay.initialized(true);
+            assert_eq!(relay.take(), [associate(true)]);
+            assert_eq!(relay.path(true), Synthetic, "it was not given the VF");
+            // The stack's answer to the driver before comes late, and completes nothing.
+            relay.command(VfCommand::Complete { active: Vf, request: None });
+            assert_eq!((relay.take(), relay.path(true)), (vec![], Synthetic));
+            relay.guest_asks(Vf, Some(1));
+            relay.command(VfCommand::Complete { active: Vf, request: None });
+            assert_eq!((relay.take(), relay.path(true)), (vec![MoveFilters(Vf), Complete(1)], Vf));
+        }
     }
 
     #[test]
@@ -381,6 +425,7 @@ mod tests {
         Command(VfCommand),
         Ask(DataPath),
         Closed,
+        BeganAnew,
         Initialized(bool),
     }
 
@@ -396,6 +441,7 @@ mod tests {
             5 => command.prop_map(Step::Command),
             4 => path.prop_map(Step::Ask),
             1 => Just(Step::Closed),
+            1 => Just(Step::BeganAnew),
             1 => any::<bool>().prop_map(Step::Initialized),
         ];
         prop::collection::vec(step, 0..80)
@@ -422,6 +468,7 @@ mod tests {
                         waiting.clear();
                         (told, up) = (None, false);
                     }
+                    Step::BeganAnew => relay.began_anew(),
                     Step::Initialized(able) => {
                         relay.initialized(able);
                         (told, up) = (None, true);

@@ -54,6 +54,14 @@ impl Control {
         self.vf_effects();
     }
 
+    /// The guest has begun anew since its channel closed: who opens it next uses the VF only when it has asked for it. A
+    /// driver that merely closed the channel goes on where it was.
+    pub fn guest_began_anew(&mut self) {
+        if let Some(relay) = &mut self.relay {
+            relay.began_anew();
+        }
+    }
+
     /// How the VF is; `None` where the NIC decides about it.
     #[must_use]
     pub fn vf_report(&self) -> Option<VfReport> {

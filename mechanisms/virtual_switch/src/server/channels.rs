@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use device_control::ClientId;
-use netvsp::server::{self, NetVsp, VfCommand};
+use netvsp::server;
 use pcivirt_protocol::NtStatus;
 use shared_memory::{Access, DmaAddress, DmaMap, DmaRegion, SharedMapping};
 use vmbus::{Channel, EventFd, GuestBuffer};
@@ -99,7 +99,7 @@ impl Ports {
         let channel = Channel::new(from_guest, to, event(name, to_guest)?, event(name, to_host)?)
             .map_err(|error| invalid(name, "its rings", &error))?;
         if primary {
-            self.renew(&mut state, name)?;
+            self.renew(&mut state, name, *life)?;
             let map = map.clone();
             self.change(&state, name, move |port| port.nic().set_guest_memory(map))?;
         }
@@ -111,7 +111,6 @@ impl Ports {
         if primary {
             port.owner = Some(client);
             port.memory = map;
-            port.life = *life;
             // It waited for the upcalls of a guest that it does not play.
             if let Some(waiting) = port.waiting.take_if(|waiting| waiting.client != client) {
                 waiting.end(NtStatus::CANCELLED);
@@ -121,29 +120,22 @@ impl Ports {
         Ok(())
     }
 
-    /// Puts another NIC in the place of one whose configuration has changed; no channel of it is open. It knows of the
-    /// same VF.
-    fn renew(&self, state: &mut State, name: &str) -> Result<(), NtStatus> {
+    /// Prepares a NIC of which no channel is open for a guest in this life.
+    fn renew(&self, state: &mut State, name: &str, life: u64) -> Result<(), NtStatus> {
         let port = state.ports.get(name).ok_or(NtStatus::NOT_FOUND)?;
         let mac = port.config.mac.parse().map_err(|_| NtStatus::INVALID_PARAMETER)?;
         let config = nic_config(&port.config, mac);
         let synthetic = state.synthetic(name)?;
-        if !std::mem::take(&mut synthetic.stale) {
-            return Ok(());
-        }
-        let requests = self.change(state, name, move |port| {
-            let nic = port.nic();
-            let before = nic.control().vf_report();
-            *nic = NetVsp::new(config, DmaMap::empty());
-            let Some(before) = before else { return 0 };
-            if let Some(serial) = before.serial {
-                nic.vf_command(VfCommand::Available { serial });
+        let config = std::mem::take(&mut synthetic.stale).then_some(config);
+        let anew = std::mem::replace(&mut synthetic.life, life) != life;
+        self.change(state, name, move |port| {
+            if let Some(config) = config {
+                port.nic().reconfigure(config);
             }
-            nic.vf_command(VfCommand::Complete { active: before.active, request: None });
-            before.requests
-        })?;
-        state.synthetic(name)?.requests_before += requests;
-        Ok(())
+            if anew {
+                port.nic().guest_began_anew();
+            }
+        })
     }
 
     /// Closes a channel; with the primary one all.

@@ -83,7 +83,7 @@ pub(super) struct Synthetic {
     pub(super) waiting: Option<Waiting>,
     /// The NIC's configuration is another one since its primary channel was opened.
     pub(super) stale: bool,
-    /// Requests that were passed on by NICs that were there before.
+    /// Requests that were passed on by a port of this name that was there before.
     pub(super) requests_before: u64,
     /// The guest's life in which its primary channel was opened.
     pub(super) life: u64,

@@ -231,15 +231,45 @@ fn a_channel_closed_meanwhile_forgets_the_request_and_the_next_driver_asks_anew(
     wait_for("a frame", || lost(&stack) == before + 1);
 }
 
+/// The first guest's driver closes its channel, and one opens it again.
+fn reopen(guest: &mut VmWorker) {
+    guest.close();
+    guest.open().unwrap();
+    guest.run_until("up", |guest| guest.up);
+}
+
 #[test]
-fn a_driver_that_starts_anew_takes_frames_by_the_switch_until_it_was_given_the_vf() {
-    let (_world, stack, mut one, mut two) = on_vf();
-    one.nic.vf_device(None);
-    one.close();
-    one.open().unwrap();
-    one.run_until("up", |guest| guest.up);
-    by_the_switch(&mut one, &mut two);
-    assert_eq!(stack.port_status("vm1").data_path, Synthetic);
+fn a_driver_that_reopens_its_channel_keeps_the_vf() {
+    let (_world, mut stack, mut one, mut two) = on_vf();
+    // Of whatever configuration the port is now.
+    for configured in [false, true] {
+        if configured {
+            stack.port(1);
+        }
+        reopen(&mut one);
+        assert_eq!(stack.port_status("vm1").data_path, Vf);
+        let before = lost(&stack);
+        two.send(&frame(mac(1), mac(2), b"by the uplink"));
+        wait_for("a frame", || lost(&stack) == before + 1);
+    }
+    // This one does not remember, and is answered.
+    grant(&mut stack, &mut one);
+    assert_eq!(stack.port_status("vm1").data_path, Vf);
+}
+
+#[test]
+fn a_driver_that_was_about_to_leave_and_a_guest_that_begins_anew_take_frames_by_the_switch() {
+    for leaves in [true, false] {
+        let (_world, stack, mut one, mut two) = on_vf();
+        if leaves {
+            one.nic.vf_device(None);
+        } else {
+            one.life += 1;
+        }
+        reopen(&mut one);
+        by_the_switch(&mut one, &mut two);
+        assert_eq!(stack.port_status("vm1").data_path, Synthetic);
+    }
 }
 
 #[test]

@@ -17,8 +17,9 @@ use crate::guests::{machine::Machine, qemu::Qemu};
 
 /// How often the machine is looked at.
 const POLL: Duration = Duration::from_millis(100);
-/// Longer than a run ever took on a machine that does ten other things; nothing waits for it but a hang.
-const WALL: Duration = Duration::from_secs(2400);
+/// How many times the processor time that it may use a run may take: more than it ever did on a machine that does ten
+/// other things. Nothing waits for it but a hang.
+const WALL: u32 = 4;
 
 /// The command line of both guests' kernels. Without `no_timer_check` an emulated boot hangs now and then; mitigations
 /// cost time and protect nobody here; and what watches over time would take a busy machine for a broken kernel.
@@ -91,7 +92,7 @@ pub(crate) fn run(boot: &Boot<'_>, serial: &Path, errors: &Path) -> Result<Run> 
             Some(End::PoweredOff)
         } else if cpu > boot.cpu {
             Some(End::OutOfCpuTime)
-        } else if start.elapsed() > WALL {
+        } else if start.elapsed() > boot.cpu * WALL {
             Some(End::OutOfTime)
         } else {
             None

@@ -10,10 +10,14 @@ mod stories;
 mod verdict;
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs,
+    num::NonZeroUsize,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
+    thread::{self, ScopedJoinHandle},
     time::Duration,
 };
 
@@ -31,6 +35,7 @@ use super::{
     kernel::{Kernel, Series},
     programs::Program,
     qemu::Qemu,
+    tools::{Fetched, Tool},
 };
 
 /// What scripts of L1, and of L2, have at hand.
@@ -59,6 +64,9 @@ pub(crate) struct KvmTests {
     /// Keeps the serial lines of stories that passed, too.
     #[arg(long)]
     keep_logs: bool,
+    /// How many stories to tell at a time: each takes one processor.
+    #[arg(long, value_name = "NUMBER", default_value_t = NonZeroUsize::MIN)]
+    jobs: NonZeroUsize,
 }
 
 /// A line of the summary.
@@ -72,8 +80,14 @@ struct Told {
 
 impl Default for KvmTests {
     fn default() -> Self {
-        let kernels = vec![Series::default()];
-        Self { kernels, only: Vec::new(), list: false, loud: false, keep_logs: false }
+        Self {
+            kernels: vec![Series::default()],
+            only: Vec::new(),
+            list: false,
+            loud: false,
+            keep_logs: false,
+            jobs: NonZeroUsize::MIN,
+        }
     }
 }
 
@@ -92,8 +106,9 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
     }
     let chosen =
         |story: &&Story| tests.only.is_empty() || tests.only.iter().any(|name| name == story.name);
+    let stories: Vec<&Story> = STORIES.iter().filter(chosen).collect();
     let mut programs = BTreeMap::new();
-    for story in STORIES.iter().filter(chosen) {
+    for story in &stories {
         let program = story.inner.program();
         if let Entry::Vacant(entry) = programs.entry(program) {
             entry.insert(program.find()?);
@@ -106,6 +121,10 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
         fs::create_dir_all(&logs)?;
         let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache, *series)?);
         let vmlinux = kernel.vmlinux(&cache)?;
+        let tools: BTreeSet<Tool> = stories.iter().flat_map(|story| story.inner.tools()).collect();
+        let tools: Result<Vec<Fetched>> =
+            tools.into_iter().map(|tool| tool.fetch(&cache)).collect();
+        let tools = tools?;
         // Others may fetch while guests run.
         drop(cache);
         println!("QEMU {}, Linux {}", qemu.version()?, kernel.release());
@@ -113,13 +132,12 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
             qemu: &qemu,
             kernel: &kernel,
             vmlinux: &vmlinux,
+            tools: &tools,
             programs: &programs,
             logs: &logs,
             loud: tests.loud,
         };
-        for story in STORIES.iter().filter(chosen) {
-            told.push(stage.tell(story, tests.keep_logs)?);
-        }
+        told.extend(stage.tell_all(&stories, tests)?);
     }
     summary(&told)
 }
@@ -129,12 +147,32 @@ struct Stage<'a> {
     qemu: &'a Qemu,
     kernel: &'a Kernel,
     vmlinux: &'a Path,
+    tools: &'a [Fetched],
     programs: &'a BTreeMap<Program, PathBuf>,
     logs: &'a Path,
     loud: bool,
 }
 
 impl Stage<'_> {
+    /// Tells these stories, some at a time, in whatever order they end.
+    fn tell_all(&self, stories: &[&Story], tests: &KvmTests) -> Result<Vec<Told>> {
+        let next = Mutex::new(stories.iter());
+        // The lock is not held while a story is told.
+        let next = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let tell =
+            || std::iter::from_fn(next).map(|story| self.tell(story, tests.keep_logs)).collect();
+        let told: Result<Vec<Vec<Told>>> = thread::scope(|scope| {
+            let tellers: Vec<_> = (0..tests.jobs.get()).map(|_| scope.spawn(tell)).collect();
+            let told = |teller: ScopedJoinHandle<'_, Result<Vec<Told>>>| {
+                teller.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
+            tellers.into_iter().map(told).collect()
+        });
+        let mut told: Vec<Told> = told?.into_iter().flatten().collect();
+        told.sort_by_key(|told| stories.iter().position(|story| story.name == told.story));
+        Ok(told)
+    }
+
     /// Tells one story, again if it was cut short.
     fn tell(&self, story: &Story, keep_logs: bool) -> Result<Told> {
         let folder = tempfile::tempdir()?;
@@ -184,11 +222,20 @@ impl Stage<'_> {
         outer.modules(story.modules)?;
         let program = story.inner.program();
         let built = self.programs.get(&program).context("a program that was not built")?;
-        outer.program(program.name(), &stripped(built, folder)?)?;
-        if let Inner::Linux { modules, script } = &story.inner {
+        outer.program(program.name(), &stripped(built, folder)?, Path::new("/"))?;
+        if let Inner::Linux(linux) = &story.inner {
             let mut inner = Initramfs::new(self.kernel, "L2 ")?;
-            inner.modules(modules)?;
-            outer.file("guest/initramfs", 0o644, &inner.finish(&in_guest(script))?)?;
+            inner.modules(linux.modules)?;
+            for tool in self.tools.iter().filter(|fetched| linux.tools.contains(&fetched.tool())) {
+                inner.tool(tool)?;
+            }
+            if let Some(script) = linux.next {
+                let mut next = Initramfs::new(self.kernel, "L2 ")?;
+                next.modules(linux.modules)?;
+                inner.file("next/initramfs", 0o644, &next.finish(&in_guest(script))?)?;
+                inner.copy("next/vmlinuz", self.kernel.image())?;
+            }
+            outer.file("guest/initramfs", 0o644, &inner.finish(&in_guest(linux.script))?)?;
             outer.copy("guest/vmlinux", self.vmlinux)?;
         }
         outer.finish(&format!("{}{HOST}{}", guest(self.loud), story.script))

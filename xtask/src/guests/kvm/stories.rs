@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::capture;
-use crate::guests::programs::Program;
+use crate::guests::{programs::Program, tools::Tool};
 
 /// A story.
 pub(crate) struct Story {
@@ -33,22 +33,38 @@ pub(crate) struct Story {
 
 /// Who is the guest of our partition.
 pub(crate) enum Inner {
-    /// A stock Linux, with busybox.
-    Linux {
-        /// Modules of its kernel.
-        modules: &'static [&'static str],
-        /// What it does after they are loaded.
-        script: &'static str,
-    },
+    /// A stock Linux.
+    Linux(Linux),
     /// The bare guests of a test program, which is in L1's path instead of `clearway`.
     Test(Program),
 }
 
+/// A stock Linux, with busybox.
+pub(crate) struct Linux {
+    /// Modules of its kernel.
+    pub(crate) modules: &'static [&'static str],
+    /// What it has beside busybox.
+    pub(crate) tools: &'static [Tool],
+    /// What it does after they are loaded.
+    pub(crate) script: &'static str,
+    /// What a kernel after it does, with the same modules: `/next/vmlinuz` and `/next/initramfs`.
+    pub(crate) next: Option<&'static str>,
+}
+
 impl Inner {
+    /// What it has beside busybox.
+    pub(crate) fn tools(&self) -> impl Iterator<Item = Tool> + use<> {
+        let tools = match self {
+            Self::Linux(linux) => linux.tools,
+            Self::Test(_) => &[],
+        };
+        tools.iter().copied()
+    }
+
     /// The program that has our partition.
     pub(crate) fn program(&self) -> Program {
         match self {
-            Self::Linux { .. } => Program::Clearway,
+            Self::Linux(_) => Program::Clearway,
             Self::Test(program) => *program,
         }
     }
@@ -65,8 +81,11 @@ const VF_AND_VLAN_MODULES: &[&str] =
 /// Without the VF's driver.
 const NO_VF_DRIVER: &[&str] = &["hv_vmbus", "hv_utils", "pci_hyperv", "hv_netvsc"];
 
+/// What most inner guests share.
+const LINUX: Linux = Linux { modules: VF_MODULES, tools: &[], script: "", next: None };
+
 const fn with_vf(script: &'static str) -> Inner {
-    Inner::Linux { modules: VF_MODULES, script }
+    Inner::Linux(Linux { script, ..LINUX })
 }
 
 /// What most stories share.
@@ -89,13 +108,14 @@ pub(crate) const STORIES: &[Story] = &[
         about: "a stock kernel takes our partition for Hyper-V, connects to VMBus, and turns off",
         modules: &[],
         script: "guest --memory 256 < /dev/null || echo MARK failed vm run says $?",
-        inner: Inner::Linux {
+        inner: Inner::Linux(Linux {
             modules: &["hv_vmbus", "hv_utils"],
             script: "dmesg > /tmp/log\n\
                      grep 'Hypervisor detected' /tmp/log || echo MARK L2 failed no hypervisor is detected\n\
                      grep 'Vmbus version' /tmp/log || echo MARK L2 failed no VMBus\n\
                      ls /sys/bus/vmbus/devices",
-        },
+            ..LINUX
+        }),
         expected: &[
             "MARK booted",
             "MARK L2 booted",
@@ -124,10 +144,11 @@ pub(crate) const STORIES: &[Story] = &[
         about: "the guest reads and writes a disk, reads one that it may not write, and both are nobody else's meanwhile",
         modules: &[],
         script: include_str!("scripts/disk.sh"),
-        inner: Inner::Linux {
+        inner: Inner::Linux(Linux {
             modules: &["virtio_mmio", "virtio_blk"],
             script: include_str!("scripts/disk.guest.sh"),
-        },
+            ..LINUX
+        }),
         expected: &[
             "MARK L2 booted",
             "MARK L2 disks of 16384 and 2048 sectors, read-only 0 1, clearway-disk0",
@@ -147,10 +168,11 @@ pub(crate) const STORIES: &[Story] = &[
         about: "the guest boots from its disk to a login prompt, and after a reboot finds there what it wrote",
         modules: &["loop", "crc32c_generic", "ext4"],
         script: include_str!("scripts/login.sh"),
-        inner: Inner::Linux {
+        inner: Inner::Linux(Linux {
             modules: &["virtio_mmio", "virtio_blk", "crc32c_generic", "ext4"],
             script: include_str!("scripts/login.guest.sh"),
-        },
+            ..LINUX
+        }),
         expected: &[
             "MARK L2 booted",
             "login:",
@@ -170,10 +192,11 @@ pub(crate) const STORIES: &[Story] = &[
         about: "hv_netvsc is bound to our NetVSP, and pings the host through a switch",
         modules: &["tun"],
         script: include_str!("scripts/netvsc.sh"),
-        inner: Inner::Linux {
+        inner: Inner::Linux(Linux {
             modules: &["hv_vmbus", "hv_utils", "hv_netvsc"],
             script: include_str!("scripts/netvsc.guest.sh"),
-        },
+            ..LINUX
+        }),
         expected: &[
             "MARK L2 booted",
             "MARK L2 driver hv_netvsc 00:15:5d:00:00:01",
@@ -270,10 +293,11 @@ pub(crate) const STORIES: &[Story] = &[
         name: "no-driver",
         about: "a guest without a driver for the VF stays on the synthetic path, and the stack says why",
         script: include_str!("scripts/no-driver.sh"),
-        inner: Inner::Linux {
+        inner: Inner::Linux(Linux {
             modules: NO_VF_DRIVER,
             script: include_str!("scripts/no-driver.guest.sh"),
-        },
+            ..LINUX
+        }),
         expected: &[
             "MARK L2 booted",
             "[GuestNoVfDriver]",
@@ -303,7 +327,11 @@ pub(crate) const STORIES: &[Story] = &[
         name: "mtu",
         about: "the guest changes its MTU on the VF",
         script: include_str!("scripts/one-vf.sh"),
-        inner: with_vf(include_str!("scripts/mtu.guest.sh")),
+        inner: Inner::Linux(Linux {
+            tools: &[Tool::Ethtool],
+            script: include_str!("scripts/mtu.guest.sh"),
+            ..LINUX
+        }),
         expected: &[
             "MARK L2 booted",
             "MARK L2 pinged VF",
@@ -344,6 +372,28 @@ pub(crate) const STORIES: &[Story] = &[
         ..BASE
     },
     Story {
+        name: "kexec",
+        about: "the guest's kernel loads another one and jumps into it, with its VF, and that one gets the VF",
+        script: concat!("MEMORY=768\n", include_str!("scripts/one-vf.sh")),
+        inner: Inner::Linux(Linux {
+            tools: &[Tool::Kexec],
+            script: include_str!("scripts/kexec.guest.sh"),
+            next: Some(include_str!("scripts/vf-again.guest.sh")),
+            ..LINUX
+        }),
+        expected: &[
+            "MARK L2 booted",
+            "MARK L2 pinged VF",
+            "MARK L2 goes on to the next kernel",
+            "MARK L2 booted",
+            "MARK L2 pinged VF again",
+            "MARK L2 end",
+            "MARK end",
+        ],
+        memory: 2048,
+        ..BASE
+    },
+    Story {
         name: "flr",
         about: "the guest resets its VF by FLR",
         script: include_str!("scripts/one-vf.sh"),
@@ -362,10 +412,11 @@ pub(crate) const STORIES: &[Story] = &[
         name: "captures",
         about: "what leaves by the physical port is the same on both paths: VLAN, addresses, checksums",
         script: include_str!("scripts/captures.sh"),
-        inner: Inner::Linux {
+        inner: Inner::Linux(Linux {
             modules: VF_AND_VLAN_MODULES,
             script: include_str!("scripts/captures.guest.sh"),
-        },
+            ..LINUX
+        }),
         expected: &[
             "MARK L2 booted",
             "MARK L2 talked synthetic",
@@ -382,10 +433,11 @@ pub(crate) const STORIES: &[Story] = &[
         about: "`clearway vm stop` has the guest shut down by its integration service",
         modules: &["tun"],
         script: include_str!("scripts/shutdown.sh"),
-        inner: Inner::Linux {
+        inner: Inner::Linux(Linux {
             modules: &["hv_vmbus", "hv_utils", "hv_netvsc"],
             script: include_str!("scripts/shutdown.guest.sh"),
-        },
+            ..LINUX
+        }),
         expected: &[
             "Shutdown IC version 3.2",
             "Heartbeat IC version 3.0",
