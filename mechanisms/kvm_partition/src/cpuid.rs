@@ -14,6 +14,11 @@ const HYPERV_VENDOR: [u32; 3] =
 
 /// Leaf 1, ECX: there is a hypervisor.
 const HYPERVISOR_PRESENT: u32 = 1 << 31;
+/// Leaf 1, ECX: VMX. A guest of Hyper-V's has virtualization of its own only where that was asked for.
+const VMX: u32 = 1 << 5;
+/// Leaf 0x80000001, ECX: SVM, and what there is of it.
+const SVM: u32 = 1 << 2;
+const SVM_FEATURES: u32 = 0x8000_000A;
 /// Leaf 1, EDX: EBX has a number of processors.
 const HTT: u32 = 1 << 28;
 /// Leaf 0x40000003, EAX: re-enlightenment.
@@ -38,6 +43,7 @@ pub fn guest_cpuid(
         .filter(|entry| entry.function & 0xFFFF_0000 != HYPERVISOR)
         // Other descriptions of the topology than those below.
         .filter(|entry| !matches!(entry.function, 0xB | 0x1F | 0x8000_0026))
+        .filter(|entry| entry.function != SVM_FEATURES)
         .copied()
         .collect();
     let (id, count) = (u32::from(id), u32::from(count).max(1));
@@ -45,7 +51,7 @@ pub fn guest_cpuid(
     for entry in &mut list {
         match entry.function {
             1 => {
-                entry.ecx |= HYPERVISOR_PRESENT;
+                entry.ecx = entry.ecx & !VMX | HYPERVISOR_PRESENT;
                 entry.ebx = entry.ebx & 0xFFFF | count.min(255) << 16 | (id & 0xFF) << 24;
                 entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
             }
@@ -56,6 +62,7 @@ pub fn guest_cpuid(
                     | (shared - 1).min(0xFFF) << 14
                     | (count - 1).min(0x3F) << 26;
             }
+            0x8000_0001 => entry.ecx &= !SVM,
             0x8000_0008 => entry.ecx = entry.ecx & !0xF0FF | (count - 1).min(0xFF) | id_bits << 12,
             0x8000_001D if entry.eax & 0x1F != 0 => {
                 let shared = if entry.eax >> 5 & 7 == 3 { count } else { 1 };
@@ -124,12 +131,14 @@ mod tests {
     fn supported() -> Vec<kvm_cpuid_entry2> {
         vec![
             leaf(0, [0x1F, 0, 0, 0]),
-            leaf(1, [0x0068_0F00, 0xAABB_0800, 0, 0]),
+            leaf(1, [0x0068_0F00, 0xAABB_0800, 0x20, 0]),
             leaf(0xB, [9; 4]),
             leaf(0x1F, [9; 4]),
             leaf(0x4000_0000, [0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D]),
             leaf(0x4000_0001, [0xFFFF_FFFF; 4]),
+            leaf(0x8000_0001, [0, 0, 0xFFFF_FFFF, 0]),
             leaf(0x8000_0008, [0x3030, 0, 0x1234_5678, 0]),
+            leaf(0x8000_000A, [1, 2, 3, 4]),
             leaf(0x8000_001E, [9; 4]),
         ]
     }
@@ -155,6 +164,14 @@ mod tests {
         assert_eq!(registers(&list, 0x4000_0003, 0)[3], !(1 << 11));
         assert_eq!(registers(&list, 0x4000_0004, 0)[0], !(1 << 14));
         assert_eq!(registers(&list, 1, 0)[2], 1 << 31);
+    }
+
+    #[test]
+    fn the_guest_has_no_virtualization_of_its_own() {
+        let list = guest_cpuid(&supported(), &hyperv(), 0, 1);
+        assert_eq!(registers(&list, 1, 0)[2] & 0x20, 0);
+        assert_eq!(registers(&list, 0x8000_0001, 0)[2], !4);
+        assert!(!list.iter().any(|entry| entry.function == 0x8000_000A));
     }
 
     #[test]

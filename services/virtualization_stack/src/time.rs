@@ -33,8 +33,10 @@ impl Time {
 pub struct Timeouts {
     /// For the partition's host side to offer the VPCI device. Then the VF is taken back.
     pub expose: Duration,
-    /// For the guest, told of its VF, to switch its data path to it. Then the VF is taken back in order, and the adapter
-    /// stays on the synthetic path until its guest starts anew, its configuration changes, or somebody asks for a retry.
+    /// For the guest, told of its VF, to switch its data path to it. Then the stack says why it has not, as far as it can
+    /// see. The guest keeps its VF, for it may be long in coming up, unless another adapter waits for one: then the VF is
+    /// taken back in order, and the adapter stays on the synthetic path until its guest starts anew, its configuration
+    /// changes, or somebody asks for a retry.
     pub offer: Duration,
     /// For the guest to leave the VF when asked to. Then the device is ejected all the same.
     pub switch: Duration,

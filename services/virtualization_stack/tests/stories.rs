@@ -26,6 +26,8 @@ struct Story {
     said: Vec<String>,
     notification: Option<RequestId>,
     refuses: Option<(&'static str, CallError)>,
+    /// VFs of the NIC's switch.
+    vfs: u32,
     events: Vec<Event>,
 }
 
@@ -37,6 +39,7 @@ impl Story {
             said: Vec::new(),
             notification: None,
             refuses: None,
+            vfs: 4,
             events: Vec::new(),
         };
         let name = Name::new("vm1").unwrap();
@@ -136,7 +139,7 @@ impl Story {
                 return Some(Err(CallError::Ndis(NdisStatus::NOT_SUPPORTED)));
             }
             NicCall::EnumSwitches => NicReply::Switches(vec![NicSwitchInfo {
-                num_vfs: 4,
+                num_vfs: self.vfs,
                 num_queue_pairs_for_default_vport: 1,
                 ..Default::default()
             }]),
@@ -227,19 +230,50 @@ fn a_vf_is_taken_back_in_the_published_order() {
 }
 
 #[test]
-fn a_guest_that_never_uses_its_vf_loses_it_and_is_not_asked_again_until_it_starts_anew() {
+fn a_guest_that_is_long_in_using_its_vf_keeps_it_and_it_is_said_why() {
     let mut story = Story::offered();
     story.vpci(VpciReport::BusOpened);
+    assert_eq!(story.codes(), ["InProgress"]);
     story.pass(60);
+    assert_eq!(
+        (story.state().as_str(), story.codes()),
+        ("Offered: waiting", vec!["GuestNoVfDriver".into()])
+    );
+    story.pass(3600);
+    // Its driver is up at last.
+    story.vpci(VpciReport::DeviceStarted);
+    assert_eq!(story.codes(), ["GuestVfFailed"]);
+    story.asks(DataPath::Vf);
+    assert_eq!((story.state().as_str(), story.codes()), ("Active: resting", vec![]));
+}
+
+#[test]
+fn a_vf_that_is_not_used_in_time_is_for_whoever_waits_for_one() {
+    let mut story = Story::new(StackConfig::default());
+    story.vfs = 1;
+    story.tell(Input::NicConnected(NIC));
+    story.vpci(VpciReport::Offered);
+    story.vpci(VpciReport::BusOpened);
+    let second = AdapterId(2);
+    let mac = MacAddress::new([2, 0, 0, 0, 0, 2]);
+    let config = AdapterConfig { mac, ..adapter() };
+    story.tell(Input::AdapterSet(second, config));
+    story.tell(Input::NetVsp(second, NetVspReport::Ready { sriov: true }));
+    assert_eq!(story.stack.reasons(second)[0].code(), "OverSubscribed");
+    story.pass(59);
+    assert_eq!(story.state(), "Offered: waiting");
+    story.pass(1);
     assert_eq!(story.state(), "Revoking: eject");
     story.vpci(VpciReport::EjectComplete);
     story.vpci(VpciReport::Removed);
+    assert_eq!(story.stack.state(second).unwrap().to_string(), "Offered: exposing");
     story.pass(3600);
     assert_eq!(story.codes(), ["GuestNoVfDriver"]);
+    // It is asked again when its guest starts anew.
     story.tell(Input::GuestReset(VM));
     assert_eq!(story.codes(), ["GuestNotReady"]);
     story.tell(Input::NetVsp(ADAPTER, NetVspReport::Ready { sriov: true }));
-    assert_eq!(story.state(), "Offered: exposing");
+    assert_eq!(story.codes()[0], "OverSubscribed");
 }
 
 #[test]

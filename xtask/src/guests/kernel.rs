@@ -78,9 +78,6 @@ impl Series {
 const BUSYBOX: Pin =
     Pin { package: "busybox-static", version: "1:1.37.0-6+b9", suite: "trixie", follow: None };
 
-/// Unpacks kernels; with the libraries that it is linked with.
-const ZSTD: Pin = Pin { package: "zstd", version: "1.5.7+dfsg-1", suite: "trixie", follow: None };
-
 /// A kernel with its modules, unpacked.
 pub(crate) struct Kernel {
     root: PathBuf,
@@ -144,8 +141,8 @@ impl Kernel {
         fs::write(&compressed, payload)?;
         let mut command = match compression {
             Compression::Gzip => self.busybox_command("zcat"),
-            Compression::Xz => self.busybox_command("xzcat"),
-            Compression::Zstd => zstd(cache)?,
+            Compression::Xz => unpacker(Tool::Xz, cache)?,
+            Compression::Zstd => unpacker(Tool::Zstd, cache)?,
         };
         let unpacked = path.with_extension("unpacked");
         let status = command
@@ -252,14 +249,10 @@ fn image_in(root: &Path) -> Result<(String, PathBuf)> {
     boot.or_else(beside_modules).context("the kernel packages have no vmlinuz")
 }
 
-/// A command that decompresses zstd from standard input to standard output, on its own loader and libraries.
-fn zstd(cache: &Cache) -> Result<Command> {
-    let root = cache.component("zstd", ZSTD.version, |into| {
-        Apt::new(&cache.folder)?.unpack(&ZSTD, true, into)
-    })?;
-    let libraries = root.join("usr/lib/x86_64-linux-gnu");
-    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
-    command.arg("--library-path").arg(&libraries).arg(root.join("usr/bin/zstd")).arg("-dc");
+/// A command that decompresses from standard input to standard output.
+fn unpacker(tool: Tool, cache: &Cache) -> Result<Command> {
+    let mut command = tool.fetch(cache)?.command();
+    command.arg("-dc");
     Ok(command)
 }
 

@@ -1,6 +1,9 @@
-//! Programs of Debian's that guests have beside busybox.
+//! Programs of Debian's beside busybox: those that guests have, and those that unpack their kernels.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Result;
 
@@ -16,6 +19,12 @@ pub(crate) enum Tool {
     Ethtool,
     /// Loads a kernel to be jumped into.
     Kexec,
+    /// Records frames, and says of each what it is and whether its checksums are right.
+    Tcpdump,
+    /// Unpacks what it has packed; busybox does not know all of its filters.
+    Xz,
+    /// Unpacks what it has packed.
+    Zstd,
 }
 
 impl Tool {
@@ -24,6 +33,9 @@ impl Tool {
         match self {
             Self::Ethtool => "ethtool",
             Self::Kexec => "kexec",
+            Self::Tcpdump => "tcpdump",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
         }
     }
 
@@ -31,6 +43,9 @@ impl Tool {
         let (package, version) = match self {
             Self::Ethtool => ("ethtool", "1:6.14.2-1"),
             Self::Kexec => ("kexec-tools", "1:2.0.29-2+b2"),
+            Self::Tcpdump => ("tcpdump", "4.99.5-2"),
+            Self::Xz => ("xz-utils", "5.8.1-1+deb13u1"),
+            Self::Zstd => ("zstd", "1.5.7+dfsg-1"),
         };
         Pin { package, version, suite: "trixie", follow: None }
     }
@@ -65,6 +80,18 @@ impl Fetched {
 
     /// The program.
     pub(crate) fn program(&self) -> PathBuf {
-        self.root.join("usr/sbin").join(self.tool.name())
+        let folder = match self.tool {
+            Tool::Ethtool | Tool::Kexec => "usr/sbin",
+            Tool::Tcpdump | Tool::Xz | Tool::Zstd => "usr/bin",
+        };
+        self.root.join(folder).join(self.tool.name())
+    }
+
+    /// A command that runs it on this machine, with its own loader and libraries.
+    pub(crate) fn command(&self) -> Command {
+        let libraries = self.root.join("usr/lib/x86_64-linux-gnu");
+        let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+        command.arg("--library-path").arg(&libraries).arg(self.program());
+        command
     }
 }

@@ -15,7 +15,7 @@ use crate::event::WaitedFor;
 use crate::outbox::Owner;
 use crate::{
     DataPath, Effect, Event, GuestGap, GuestProgress, NetVspCommand, NicCall, NicId, OfferedStep,
-    Reason, RevokingStep, VpciCommand, VpciOffer,
+    Reason, RevokingStep, Timeouts, VpciCommand, VpciOffer,
 };
 
 /// A duration for people.
@@ -228,6 +228,7 @@ impl NetworkAdapter {
         }
         // Either way it has answered. A guest that leaves its VF may stay away from it as long as it likes.
         self.deadlines.offer = None;
+        self.guest.silent = false;
     }
 
     fn force_synthetic(&mut self, cx: &mut Context<'_>) {
@@ -274,12 +275,10 @@ impl NetworkAdapter {
         }
     }
 
-    fn hold_off_guest(&mut self, cx: &Context<'_>) {
-        let waited_ms = milliseconds(cx.timeouts.offer);
-        let reason = match self.guest.progress {
-            _ if self.guest.ejected || self.guest.device == Device::Absent => {
-                Reason::GuestReturnedVf
-            }
+    /// Why the guest does not use its VF, as far as can be seen from here.
+    pub(crate) fn unused(&self, timeouts: &Timeouts) -> Reason {
+        let waited_ms = milliseconds(timeouts.offer);
+        match self.guest.progress {
             GuestProgress::UsedVf | GuestProgress::DeviceStarted => {
                 Reason::GuestVfFailed { waited_ms }
             }
@@ -288,7 +287,12 @@ impl NetworkAdapter {
                 Reason::GuestNotResponding { waited_ms }
             }
             GuestProgress::Unseen => Reason::GuestUnsupported { lacks: GuestGap::NoVpciDriver },
-        };
+        }
+    }
+
+    fn hold_off_guest(&mut self, cx: &Context<'_>) {
+        let returned = self.guest.ejected || self.guest.device == Device::Absent;
+        let reason = if returned { Reason::GuestReturnedVf } else { self.unused(cx.timeouts) };
         self.hold_off = Some(HoldOff { kind: HoldOffKind::Guest, reason, until: None });
     }
 
@@ -307,7 +311,10 @@ impl NetworkAdapter {
     fn note_silence(&mut self, from: State, cx: &mut Context<'_>) {
         let (waited_for, waited) = match from {
             State::Offered(OfferedStep::Exposing) => (WaitedFor::Offer, cx.timeouts.expose),
-            State::Offered(_) => (WaitedFor::Use, cx.timeouts.offer),
+            State::Offered(_) => {
+                self.guest.silent = true;
+                (WaitedFor::Use, cx.timeouts.offer)
+            }
             State::Revoking(RevokingStep::Switch) => {
                 self.guest.leaves_only_ejected = true;
                 (WaitedFor::Switch, cx.timeouts.switch)

@@ -124,6 +124,8 @@ pub(crate) struct Guest {
     pub(crate) progress: GuestProgress,
     pub(crate) eject_asked: bool,
     pub(crate) ejected: bool,
+    /// It was told of its VF, and has not used it in time. It may still do so.
+    pub(crate) silent: bool,
     /// It did not leave its VF when it was asked to: Linux only leaves one that it is to give up.
     pub(crate) leaves_only_ejected: bool,
 }
@@ -210,6 +212,8 @@ pub(crate) struct Context<'a> {
     pub(crate) nic: Option<(NicId, &'a NicFacts)>,
     /// VFs of the NIC that adapters of this stack hold.
     pub(crate) held: u32,
+    /// Another adapter waits for a VF that is not used.
+    pub(crate) contended: bool,
     /// Queue pairs of the NIC that are left for this adapter, and those that its VPorts must all have.
     pub(crate) pairs: pairs::PairsLeft,
     /// The filters that are to be set, on which NIC; `None`: they stay as they are.
@@ -296,6 +300,7 @@ impl NetworkAdapter {
                 matches!(guest.netvsc, NetVsc::Ready { .. }) && !guest.leaves_only_ejected
             }
             When::GuestEjected => guest.ejected || guest.device == Device::Absent,
+            When::Spared => guest.silent && cx.contended,
         }
     }
 
@@ -379,6 +384,7 @@ impl NetworkAdapter {
         };
         let command = NetVspCommand::VfAvailable { serial: vf.serial };
         self.guest.told = true;
+        self.guest.silent = false;
         self.tell(cx, command);
         if self.guest.path == DataPath::Synthetic {
             self.deadlines.offer = Some(cx.now.after(cx.timeouts.offer));

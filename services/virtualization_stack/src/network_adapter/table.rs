@@ -48,6 +48,8 @@ pub(crate) enum When {
     GuestListens,
     /// The guest has given the device up.
     GuestEjected,
+    /// The guest has not used its VF in time, and another adapter waits for one.
+    Spared,
 }
 
 /// What is done with a transition.
@@ -191,8 +193,9 @@ pub(crate) const TRANSITIONS: &[Row] = {
         row(WAITING, Settle, &[GuestEjected], REVOKING_FILTER, &[HoldOffGuest, MoveHome]),
         row(WAITING, Settle, &[Unwanted], REVOKING_EJECT, &[TellLost, Eject]),
         row(WAITING, Settle, &[GuestAsksVf], SWITCHING, &[MoveOut]),
+        row(WAITING, Settle, &[Spared], REVOKING_EJECT, &[HoldOffGuest, TellLost, Eject]),
         row(WAITING, Settle, &[UpkeepDue], OFFERED_UPKEEP, &[Upkeep]),
-        row(WAITING, TimedOut, &[], REVOKING_EJECT, &[NoteSilence, HoldOffGuest, TellLost, Eject]),
+        row(WAITING, TimedOut, &[], WAITING, &[NoteSilence]),
         row(OFFERED_UPKEEP, Refused, &[], WAITING, &[Note]),
         row(OFFERED_UPKEEP, Settle, &[], WAITING, &[]),
         row(SWITCHING, Refused, &[], REVOKING_EJECT, &[HoldOff, TellLost, Eject]),

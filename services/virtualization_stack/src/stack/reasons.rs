@@ -214,17 +214,30 @@ impl Stack {
         reasons
     }
 
+    /// Whether another adapter waits for what this one holds.
+    pub(super) fn is_contended(&self, holder: &NetworkAdapter) -> bool {
+        self.adapters.values().any(|other| {
+            other.id != holder.id
+                && other.turn.is_some()
+                && self.desired_nic(other) == holder.home
+                && !self.not_admitted(other).is_empty()
+        })
+    }
+
     /// All reasons: what blocks, what is on its way, and what is not quite as asked for.
     pub(super) fn all_reasons(&self, adapter: &NetworkAdapter) -> Vec<Reason> {
         let mut reasons = self.blocking(adapter);
         let guest = &adapter.guest;
         if reasons.is_empty() && !matches!(adapter.state, State::Active(_)) {
-            let left = matches!(adapter.state, State::Offered(_))
+            let offered = matches!(adapter.state, State::Offered(_));
+            let left = offered
                 && guest.told
                 && guest.progress == GuestProgress::UsedVf
                 && guest.path == DataPath::Synthetic;
             reasons.push(if left {
                 Reason::GuestLeftVf
+            } else if offered && guest.silent {
+                adapter.unused(&self.config.timeouts)
             } else {
                 Reason::InProgress { state: adapter.state }
             });

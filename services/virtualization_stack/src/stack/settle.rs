@@ -146,6 +146,7 @@ impl Stack {
         let nic = nic.and_then(|nic| {
             self.nics.get(&nic).and_then(|its| its.facts.as_ref()).map(|facts| (nic, facts))
         });
+        let contended = adapter.guest.silent && self.is_contended(adapter);
         let Some(adapter) = self.adapters.get_mut(&id) else { return R::default() };
         let mut cx = Context {
             now,
@@ -154,6 +155,7 @@ impl Stack {
             blocking: &blocking,
             nic,
             held,
+            contended,
             pairs,
             filters: filters.as_ref().map(|(nic, filters)| (*nic, filters.as_slice())),
             vm: &vm.config,

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ndis_protocol::{FilterMatch, NicSwitchCapabilityFlags};
 use virtualization_stack::{
-    ActiveStep, AdapterId, AdapterKind, DataPath, Effect, Event, Input, NetVspCommand, NicCall,
-    NicId, NicState, OfferedStep, Reason, Standing, State, SwitchKind, SyntheticStep, VlanSetting,
-    VmState, VpciCommand, WaitedFor,
+    ActiveStep, AdapterId, AdapterKind, DataPath, Effect, Event, GuestGap, Input, NetVspCommand,
+    NicCall, NicId, NicState, OfferedStep, Reason, Standing, State, SwitchKind, SyntheticStep,
+    VlanSetting, VmState, VpciCommand, WaitedFor,
 };
 
 use crate::guest::{AdapterModel, Mood};
@@ -239,12 +239,27 @@ impl World {
         for id in self.stack.adapter_ids() {
             let state = self.stack.state(id).unwrap();
             let reasons = self.stack.reasons(id);
-            let blocked = reasons.iter().any(|reason| reason.standing() == Standing::Blocks);
+            // A guest that is long in using its VF may keep it.
+            let unused = |reason: &Reason| {
+                let lacks = GuestGap::NoVpciDriver;
+                *reason == Reason::GuestUnsupported { lacks }
+                    || matches!(
+                        reason,
+                        Reason::GuestNoVfDriver { .. }
+                            | Reason::GuestVfFailed { .. }
+                            | Reason::GuestNotResponding { .. }
+                    )
+            };
+            let blocked = reasons.iter().any(|reason| {
+                reason.standing() == Standing::Blocks
+                    && !(matches!(state, State::Offered(_)) && unused(reason))
+            });
+            let blocks = reasons.iter().any(|reason| reason.standing() == Standing::Blocks);
             let waits = reasons.iter().any(|reason| reason.standing() == Standing::Waits);
             if blocked && (state == ACTIVE || state == WAITING) {
                 faults.push(format!("{id} rests in {state} although {reasons:?}"));
             }
-            if !matches!(state, State::Active(_)) && !blocked && !waits {
+            if !matches!(state, State::Active(_)) && !blocks && !waits {
                 faults.push(format!("{id} is in {state} and nothing says why"));
             }
             if state == ACTIVE && waits {

@@ -121,7 +121,7 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
         fs::create_dir_all(&logs)?;
         let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache, *series)?);
         let vmlinux = kernel.vmlinux(&cache)?;
-        let tools: BTreeSet<Tool> = stories.iter().flat_map(|story| story.inner.tools()).collect();
+        let tools: BTreeSet<Tool> = stories.iter().flat_map(|story| story.all_tools()).collect();
         let tools: Result<Vec<Fetched>> =
             tools.into_iter().map(|tool| tool.fetch(&cache)).collect();
         let tools = tools?;
@@ -220,15 +220,14 @@ impl Stage<'_> {
         let mut outer = Initramfs::new(self.kernel, "")?;
         outer.modules(&KVM_MODULES)?;
         outer.modules(story.modules)?;
+        self.add_tools(story.tools, &mut outer)?;
         let program = story.inner.program();
         let built = self.programs.get(&program).context("a program that was not built")?;
         outer.program(program.name(), &stripped(built, folder)?, Path::new("/"))?;
         if let Inner::Linux(linux) = &story.inner {
             let mut inner = Initramfs::new(self.kernel, "L2 ")?;
             inner.modules(linux.modules)?;
-            for tool in self.tools.iter().filter(|fetched| linux.tools.contains(&fetched.tool())) {
-                inner.tool(tool)?;
-            }
+            self.add_tools(linux.tools, &mut inner)?;
             if let Some(script) = linux.next {
                 let mut next = Initramfs::new(self.kernel, "L2 ")?;
                 next.modules(linux.modules)?;
@@ -239,6 +238,13 @@ impl Stage<'_> {
             outer.copy("guest/vmlinux", self.vmlinux)?;
         }
         outer.finish(&format!("{}{HOST}{}", guest(self.loud), story.script))
+    }
+
+    fn add_tools(&self, tools: &[Tool], to: &mut Initramfs<'_>) -> Result<()> {
+        self.tools
+            .iter()
+            .filter(|fetched| tools.contains(&fetched.tool()))
+            .try_for_each(|tool| to.tool(tool))
     }
 }
 

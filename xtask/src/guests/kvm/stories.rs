@@ -17,6 +17,8 @@ pub(crate) struct Story {
     pub(crate) about: &'static str,
     /// Modules that L1 has beside those for KVM.
     pub(crate) modules: &'static [&'static str],
+    /// What L1 has beside busybox.
+    pub(crate) tools: &'static [Tool],
     /// What L1 does after its modules are loaded.
     pub(crate) script: &'static str,
     /// The inner guest.
@@ -39,6 +41,17 @@ pub(crate) enum Inner {
     Test(Program),
 }
 
+impl Story {
+    /// The tools of both guests.
+    pub(crate) fn all_tools(&self) -> impl Iterator<Item = Tool> + use<> {
+        let inner = match &self.inner {
+            Inner::Linux(linux) => linux.tools,
+            Inner::Test(_) => &[],
+        };
+        self.tools.iter().chain(inner).copied()
+    }
+}
+
 /// A stock Linux, with busybox.
 pub(crate) struct Linux {
     /// Modules of its kernel.
@@ -52,15 +65,6 @@ pub(crate) struct Linux {
 }
 
 impl Inner {
-    /// What it has beside busybox.
-    pub(crate) fn tools(&self) -> impl Iterator<Item = Tool> + use<> {
-        let tools = match self {
-            Self::Linux(linux) => linux.tools,
-            Self::Test(_) => &[],
-        };
-        tools.iter().copied()
-    }
-
     /// The program that has our partition.
     pub(crate) fn program(&self) -> Program {
         match self {
@@ -93,6 +97,7 @@ const BASE: Story = Story {
     name: "",
     about: "",
     modules: &["tun"],
+    tools: &[],
     script: "",
     inner: with_vf(""),
     expected: &[],
@@ -426,6 +431,43 @@ pub(crate) const STORIES: &[Story] = &[
             "MARK end",
         ],
         check: capture::check,
+        ..BASE
+    },
+    Story {
+        name: "offloads",
+        about: "TCP in large segments on both paths: what leaves by the physical port is whole, in frames of the MTU, with right checksums",
+        modules: &["tun", "8021q", "af_packet"],
+        tools: &[Tool::Tcpdump],
+        script: include_str!("scripts/offloads.sh"),
+        inner: Inner::Linux(Linux {
+            tools: &[Tool::Tcpdump],
+            script: include_str!("scripts/offloads.guest.sh"),
+            ..LINUX
+        }),
+        expected: &[
+            "MARK L2 booted",
+            "MARK L2 has sent large segments by eth0",
+            "MARK synthetic: whole, in frames of the MTU",
+            "MARK L2 has sent large segments by eth1",
+            "MARK VF: whole, in frames of the MTU",
+            "MARK L2 end",
+            "MARK end",
+        ],
+        ..BASE
+    },
+    Story {
+        name: "driver",
+        about: "the VF's driver gives it up: the guest goes on without it, and gets it back with its driver",
+        script: include_str!("scripts/one-vf.sh"),
+        inner: with_vf(include_str!("scripts/driver.guest.sh")),
+        expected: &[
+            "MARK L2 booted",
+            "MARK L2 pinged VF",
+            "MARK L2 pinged without the VF's driver",
+            "MARK L2 pinged VF again",
+            "MARK L2 end",
+            "MARK end",
+        ],
         ..BASE
     },
     Story {

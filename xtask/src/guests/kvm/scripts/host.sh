@@ -33,7 +33,7 @@ lab() {
 }
 
 adapter() {
-    clearway adapter --directory /tmp/nic --vfs 2 --uplink pcap:,/tmp/uplink.pcap > /tmp/adapter.log 2>&1 &
+    clearway adapter --directory /tmp/nic --vfs 2 --uplink ${UPLINK:-pcap:,/tmp/uplink.pcap} > /tmp/adapter.log 2>&1 &
     adapter=$!
     await test -S /tmp/nic/pf.sock
 }
