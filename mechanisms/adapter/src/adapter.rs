@@ -12,7 +12,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use avf_device::VfConfig;
+use avf_device::{InterruptVectors, VfConfig};
 use ndis_protocol::{FilterId, FunctionId, InterruptModeration, MacAddress, VPortId, VfId};
 use nic_switch::{ReceiveFilter, SwitchError, VPortPolicy};
 use pci_function::{PhysicalFunction, VirtualizationRequest, avf};
@@ -415,6 +415,12 @@ impl Adapter {
         Ok(self
             .data_path()
             .run(move |data_path| data_path.switch().move_filter(id, from, to))??)
+    }
+
+    /// The interrupt vectors of the VF that a VPort belongs to.
+    pub(crate) fn vf_interrupts(&self, vport: VPortId) -> Option<Arc<InterruptVectors>> {
+        let function = lock(&self.state).vports.get(&vport)?.function;
+        self.with_vf(function.vf()?, |function| Arc::clone(function.interrupts())).ok()
     }
 
     /// What a VPort may do beyond its filters.

@@ -12,6 +12,7 @@
 //! * `miniport`: the NDIS contract in front of the adapter
 //! * [`AdapterServer`]: all of it behind a device control socket; [`control`]: its private controls
 //! * `resources`, `rebalance`: what the machine gives the adapter, and how it is changed
+//! * `settle`: what a VF's driver has to have taken before its filters are said to have moved
 //! * [`data_path`]: the worker thread that moves the frames
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
@@ -27,6 +28,7 @@ mod miniport;
 mod rebalance;
 mod resources;
 mod server;
+mod settle;
 
 pub use adapter::{Adapter, AllocatedVf, RequestError};
 pub use config::AdapterConfig;

@@ -8,12 +8,15 @@ use std::{
     time::Instant,
 };
 
+use avf_device::InterruptVectors;
 use device_control::{
     Client, Completion, DeviceControlHandler, DeviceControlServer, DriverName, OidRequestKind,
     PfDriverHandler, Request, RequestId, ServerConfig, ServerError,
 };
 use ndis::{AdapterConfiguration, Ndis, NdisEvent, NdisSriovDevice, Requester, request_kind};
-use ndis_protocol::{FunctionId, VPortId, VfId};
+use ndis_protocol::{
+    FunctionId, NdisStatus, NdisStructure, Oid, ReceiveFilterMoveFilterParameters, VPortId, VfId,
+};
 use nic_switch::VPortPolicy;
 use pcivirt_protocol::{IoctlCode, NtStatus, VfIndex};
 use pf_driver::{LuidGenerator, PfDriver};
@@ -27,6 +30,7 @@ use crate::{
         UplinkStatus, VfNumber, VfStatus,
     },
     rebalance::Rebalancer,
+    settle::Settling,
 };
 
 /// OIDs of NDIS itself that are kept for reports; callbacks of the PF driver contract make more.
@@ -46,6 +50,9 @@ pub enum StartError {
     /// The control socket.
     #[error("the device control socket cannot be served")]
     Control(#[source] ServerError),
+    /// A thread.
+    #[error("a thread for filters that move cannot be started")]
+    Thread(#[source] std::io::Error),
     /// The name.
     #[error("{0:?} is not a name for an adapter: 1 to 64 printable characters without spaces")]
     Name(String),
@@ -95,6 +102,7 @@ impl AdapterServer {
             adapter: Arc::clone(&adapter),
             issued,
             shutdown: ask,
+            settling: Settling::start().map_err(StartError::Thread)?,
         };
         let control = DeviceControlServer::start(ServerConfig::new(path, name), Arc::new(handler))
             .map_err(StartError::Control)?;
@@ -189,6 +197,7 @@ struct Handler {
     adapter: Arc<Adapter>,
     issued: Arc<Mutex<Vec<NdisOid>>>,
     shutdown: crossbeam_channel::Sender<()>,
+    settling: Settling,
 }
 
 impl DeviceControlHandler for Handler {
@@ -226,7 +235,11 @@ impl DeviceControlHandler for Handler {
         if let Some(refusal) = &completion.refusal {
             tracing::info!(client = %client.name, oid = %ndis::oid_name(oid), %refusal, "an OID was refused");
         }
-        request.complete(completion);
+        match self.left_vf(oid, &request.input).filter(|_| completion.status == NdisStatus::SUCCESS)
+        {
+            Some(vectors) => self.settling.wait(&vectors, move || request.complete(completion)),
+            None => request.complete(completion),
+        }
     }
 
     fn private(&self, client: &Client, code: u32, request: Request) {
@@ -254,6 +267,15 @@ impl DeviceControlHandler for Handler {
 }
 
 impl Handler {
+    /// The interrupt vectors of the VF away from which an OID request moves a filter.
+    fn left_vf(&self, oid: u32, input: &[u8]) -> Option<Arc<InterruptVectors>> {
+        if Oid::from_code(oid) != Some(Oid::ReceiveFilterMoveFilter) {
+            return None;
+        }
+        let moved = ReceiveFilterMoveFilterParameters::parse(input).ok()?;
+        self.adapter.vf_interrupts(moved.source_vport_id)
+    }
+
     fn private_control(&self, control: PrivateControl, input: &[u8]) -> Result<Vec<u8>, Refused> {
         match control {
             PrivateControl::Status => {

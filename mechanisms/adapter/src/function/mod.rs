@@ -97,6 +97,11 @@ impl AvfFunction {
         Ok(Self { name, config, device, host, interrupts, doorbells, dma: DmaMap::empty() })
     }
 
+    /// Its interrupt vectors.
+    pub(crate) fn interrupts(&self) -> &Arc<InterruptVectors> {
+        &self.interrupts
+    }
+
     /// Resets the function as its PF does, without asking the client.
     pub(crate) fn reset_by_pf(&mut self) {
         self.device.reset(AvfReset::Pf, now_ns(), &mut self.host);

@@ -8,10 +8,11 @@
 mod vector;
 
 use std::{
+    collections::VecDeque,
     os::fd::OwnedFd,
     sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -41,12 +42,23 @@ pub struct InterruptVectors {
     least_interval_ns: AtomicU64,
     /// Holds the ITRN registers, which drivers may write without our seeing it.
     rx_doorbells: DoorbellPage,
+    /// Whether `watchers` is to be looked at.
+    watched: AtomicBool,
+    watchers: Mutex<VecDeque<Watcher>>,
 }
+
+/// Who waits for one function's driver, at most.
+const MAX_WATCHERS: usize = 16;
+
+/// Is told once that all messages were handled.
+type Watcher = Box<dyn FnOnce() + Send>;
 
 struct Vector {
     state: VectorState,
     /// DYN_CTL as last written, for reading back.
     dyn_ctl: AtomicU32,
+    /// The driver has armed it, and has not disarmed it since: messages may have.
+    in_use: AtomicBool,
     eventfd: ArcSwapOption<EventFd>,
 }
 
@@ -80,6 +92,7 @@ impl InterruptVectors {
             .map(|vector| Vector {
                 state: VectorState(AtomicU64::new(if vector == 0 { 0 } else { GATE })),
                 dyn_ctl: AtomicU32::new(0),
+                in_use: AtomicBool::new(false),
                 eventfd: ArcSwapOption::empty(),
             })
             .collect();
@@ -91,6 +104,8 @@ impl InterruptVectors {
             itr01: Default::default(),
             least_interval_ns: AtomicU64::new(0),
             rx_doorbells: rx_doorbells.clone(),
+            watched: AtomicBool::new(false),
+            watchers: Mutex::default(),
         }
     }
 
@@ -143,6 +158,57 @@ impl InterruptVectors {
         next
     }
 
+    // ---- whoever waits for the driver ----
+
+    /// Whether the driver has seen all that queues had to report: each vector that it uses is armed, and nothing has
+    /// happened since. A driver that polls, without interrupts, is taken for one that has.
+    pub fn is_settled(&self) -> bool {
+        let mut queues = self.vectors.iter().skip(1);
+        queues.all(|entry| !entry.in_use.load(Ordering::Acquire) || entry.state.is_quiet())
+    }
+
+    /// When a driver that has `limit_ns` to handle a message will have handled all; `None` if it has. One that has left
+    /// a message alone for longer polls, as drivers do under load: that time is past.
+    pub fn settles_by(&self, now_ns: u64, limit_ns: u64) -> Option<u64> {
+        let queues = self.vectors.iter().skip(1);
+        let unsettled =
+            queues.filter(|entry| entry.in_use.load(Ordering::Acquire) && !entry.state.is_quiet());
+        // One that is still to be sent counts from now.
+        let begun = unsettled.map(|entry| entry.state.fired_at().unwrap_or(now_ns));
+        begun.max().map(|at| at.saturating_add(limit_ns))
+    }
+
+    /// Tells, once, when [`Self::is_settled`]: at once if it is, else by the thread on which the driver arms its last
+    /// vector, or resets them. Of more than [`MAX_WATCHERS`] the first is told that waits longest.
+    pub fn when_settled(&self, told: impl FnOnce() + Send + 'static) {
+        let longest = {
+            let mut watchers = self.watchers();
+            watchers.push_back(Box::new(told));
+            self.watched.store(true, Ordering::SeqCst);
+            if watchers.len() > MAX_WATCHERS { watchers.pop_front() } else { None }
+        };
+        if let Some(told) = longest {
+            told();
+        }
+        self.tell_watchers();
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, VecDeque<Watcher>> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After an arming; one load when nobody waits.
+    fn tell_watchers(&self) {
+        if self.watched.load(Ordering::SeqCst) && self.is_settled() {
+            let told = {
+                let mut watchers = self.watchers();
+                self.watched.store(false, Ordering::SeqCst);
+                std::mem::take(&mut *watchers)
+            };
+            told.into_iter().for_each(|told| told());
+        }
+    }
+
     // ---- the registers ----
 
     /// The admin queue has a message: latches ICR01.ADMINQ, whatever is enabled, and raises vector 0.
@@ -160,7 +226,12 @@ impl InterruptVectors {
         self.set_itr(vector, value.itr_index(), u32::from(value.interval()));
         let (mut set, mut clear) = (0, 0);
         if !value.keeps_intena() {
-            if value.intena() { set |= ARMED } else { clear |= ARMED }
+            if value.intena() {
+                set |= ARMED
+            } else {
+                clear |= ARMED
+            }
+            entry.in_use.store(value.intena(), Ordering::Release);
         }
         if value.software_trigger() {
             set |= PEND_NOW;
@@ -168,7 +239,9 @@ impl InterruptVectors {
                 self.icr01.fetch_or(cause::SWINT, Ordering::AcqRel);
             }
         }
-        self.update(vector, set, clear, now_ns)
+        let due = self.update(vector, set, clear, now_ns);
+        self.tell_watchers();
+        due
     }
 
     /// Reads DYN_CTL01 or DYN_CTLN1: as written, INTENA as it is now.
@@ -301,9 +374,11 @@ impl InterruptVectors {
         for (vector, entry) in self.vectors.iter().enumerate() {
             entry.state.reset(if vector == 0 { GATE } else { 0 });
             entry.dyn_ctl.store(0, Ordering::Relaxed);
+            entry.in_use.store(false, Ordering::Release);
         }
         self.waiting.store(0, Ordering::Release);
         self.icr01.store(0, Ordering::Release);
+        self.tell_watchers();
     }
 
     /// After [`Self::reset`], what a function level reset does besides: MSI-X off and unmasked. The

@@ -306,3 +306,57 @@ fn c63_a_reset_forgets_what_was_pending() {
     w.vectors.raise(1, 0, 0);
     assert_eq!(w.messages(1), 1, "eventfds and the enable stay");
 }
+
+#[test]
+fn a_driver_has_seen_all_when_it_has_armed_each_vector_that_it_uses() {
+    let w = wired();
+    let (told, is_told) = std::sync::mpsc::channel();
+    let when_settled = |name: &'static str| {
+        let told = told.clone();
+        w.vectors.when_settled(move || told.send(name).unwrap());
+    };
+    // It polls.
+    w.vectors.raise(1, 0, 0);
+    when_settled("polling");
+    assert_eq!(is_told.try_recv(), Ok("polling"));
+    // It uses both queue vectors; what came before fires at once.
+    w.write(1, 0x19);
+    w.write(2, 0x19);
+    assert_eq!((w.messages(1), w.vectors.is_settled()), (1, false));
+    // It was written at 1,000 ns, which is kept in steps of 128.
+    assert_eq!(w.vectors.settles_by(9_000, 500), Some(1_024 + 500));
+    when_settled("fired");
+    w.vectors.raise(2, 0, 0);
+    w.write(1, 0x19);
+    assert!(is_told.try_recv().is_err(), "vector 2 has fired meanwhile");
+    w.write(2, 0x19);
+    assert_eq!((is_told.try_recv(), w.vectors.is_settled()), (Ok("fired"), true));
+    assert_eq!(w.vectors.settles_by(9_000, 500), None);
+    // It takes its queues down.
+    w.vectors.raise(1, 0, 0);
+    when_settled("disarmed");
+    assert!(is_told.try_recv().is_err());
+    w.write(1, 0x18);
+    assert_eq!(is_told.try_recv(), Ok("disarmed"));
+    w.write(1, 0x19);
+    w.vectors.raise(1, 0, 0);
+    when_settled("reset");
+    assert!(is_told.try_recv().is_err());
+    w.vectors.reset();
+    assert_eq!(is_told.try_recv(), Ok("reset"));
+}
+
+#[test]
+fn those_who_wait_for_a_driver_that_arms_nothing_are_few() {
+    let w = wired();
+    w.write(1, 0x19);
+    w.vectors.raise(1, 0, 0);
+    let told = Arc::new(AtomicU32::new(0));
+    for _ in 0..MAX_WATCHERS + 5 {
+        let told = Arc::clone(&told);
+        w.vectors.when_settled(move || {
+            told.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    assert_eq!(told.load(Ordering::SeqCst), 5);
+}

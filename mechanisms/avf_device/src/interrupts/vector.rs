@@ -139,6 +139,17 @@ impl<W: Word> VectorState<W> {
         self.0.load() & flags == flags
     }
 
+    /// Whether it is armed, and nothing has happened since.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.0.load() & (ARMED | PEND_ANY | PENDING_BIT) == ARMED
+    }
+
+    /// Whether its message was sent, and it was not armed since; when that was, ns, rounded up.
+    pub(super) fn fired_at(&self) -> Option<u64> {
+        let word = self.0.load();
+        (word & (ARMED | PENDING_BIT) == 0).then_some((word >> FLAGS) << TIME_SHIFT)
+    }
+
     /// Forgets events, arming, the pending bit and the time of the last message; `clear` too.
     pub(super) fn reset(&self, clear: u64) {
         let keep = FLAGS_MASK & !(ARMED | PEND_ANY | PENDING_BIT | clear);

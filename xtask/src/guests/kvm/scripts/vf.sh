@@ -12,6 +12,7 @@ while [ $round -lt $ROUNDS ]; do
     await is Synthetic
     weigh 100
     await is Active
+    [ $((round % 10)) = 0 ] && echo "$round of $ROUNDS rounds"
 done
 echo MARK revoked and returned $round times
 type_in done
