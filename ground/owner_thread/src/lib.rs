@@ -124,8 +124,42 @@ impl<T> Inbox<T> {
                 poll(&mut many, limit.as_ref())
             }
         };
+        self.woken();
+    }
+
+    /// Whether nobody has asked for anything since [`Self::serve`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
+    /// Takes the signals that came.
+    pub fn woken(&self) {
+        // It is non-blocking.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
+}
+
+/// Readable when somebody has asked for something.
+impl<T> AsFd for Inbox<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+/// The two ends by themselves, for a value that is a part of what some thread drives: that thread calls
+/// [`Inbox::serve`] once a round, watches the inbox's descriptor when it sleeps, and calls [`Inbox::woken`] after.
+/// Who asks when the inbox is gone, or waits for its answer then, gets [`Stopped`].
+///
+/// # Errors
+/// The kernel gives no eventfd.
+pub fn inbox<T>() -> io::Result<(Handle<T>, Inbox<T>)> {
+    // Unbounded, but every sender waits for its answer.
+    let (commands, queue) = crossbeam_channel::unbounded();
+    let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+    let stop = Arc::new(AtomicBool::new(false));
+    let inbox = Inbox { commands: queue, wake: Arc::clone(&wake), stop };
+    Ok((Handle { commands, wake }, inbox))
 }
 
 /// The running thread; dropping it ends the thread and waits for that.
@@ -147,14 +181,11 @@ impl<T: Send + 'static> OwnerThread<T> {
         owned: T,
         rounds: impl FnOnce(T, Inbox<T>) + Send + 'static,
     ) -> io::Result<Self> {
-        // Unbounded, but every sender waits for its answer.
-        let (commands, queue) = crossbeam_channel::unbounded();
-        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let stop = Arc::new(AtomicBool::new(false));
-        let inbox = Inbox { commands: queue, wake: Arc::clone(&wake), stop: Arc::clone(&stop) };
+        let (handle, inbox) = inbox()?;
+        let stop = Arc::clone(&inbox.stop);
         let thread =
             std::thread::Builder::new().name(name.into()).spawn(move || rounds(owned, inbox))?;
-        Ok(Self { handle: Handle { commands, wake }, name, stop, thread: Some(thread) })
+        Ok(Self { handle, name, stop, thread: Some(thread) })
     }
 
     /// Binds the thread to a CPU.
@@ -219,6 +250,24 @@ mod tests {
     use rustix::thread::sched_getaffinity;
 
     use super::*;
+
+    #[test]
+    fn an_inbox_by_itself_is_served_by_whoever_holds_it() {
+        let (handle, inbox) = inbox::<u64>().unwrap();
+        let asking = std::thread::spawn(move || {
+            (handle.run(|number| *number += 1), handle.run(|number| *number))
+        });
+        let mut number = 4;
+        inbox.sleep([], None);
+        while inbox.serve(&mut number) != Some(true) || number != 5 {
+            std::thread::yield_now();
+        }
+        // Whoever waits for an answer learns that there will be none.
+        drop(inbox);
+        let (first, second) = asking.join().unwrap();
+        assert_eq!(first, Ok(()));
+        assert!(matches!(second, Ok(5) | Err(Stopped)));
+    }
 
     /// A thread that counts rounds and sleeps whenever it has nothing to do.
     fn counter() -> OwnerThread<u64> {

@@ -101,10 +101,20 @@ impl SharedMapping {
         length: usize,
         access: Access,
     ) -> Result<Self, MemoryError> {
-        if length == 0
-            || !offset.is_multiple_of(PAGE_SIZE as u64)
-            || !length.is_multiple_of(PAGE_SIZE)
-        {
+        if !length.is_multiple_of(PAGE_SIZE) {
+            return Err(MemoryError::Misaligned { offset, length, alignment: PAGE_SIZE });
+        }
+        Self::map_bytes(fd, offset, length, access)
+    }
+
+    /// As [`Self::map`], of a file whose length need not be a multiple of the page size.
+    pub fn map_bytes(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        access: Access,
+    ) -> Result<Self, MemoryError> {
+        if length == 0 || !offset.is_multiple_of(PAGE_SIZE as u64) {
             return Err(MemoryError::Misaligned { offset, length, alignment: PAGE_SIZE });
         }
         let seals = rustix::fs::fcntl_get_seals(fd).map_err(|_| MemoryError::CanShrink)?;
@@ -276,6 +286,18 @@ mod tests {
             SharedMapping::map(fd.as_fd(), 1, 4096, Access::Read),
             Err(MemoryError::Misaligned { .. })
         ));
+    }
+
+    #[test]
+    fn a_file_that_ends_within_a_page_is_mapped_to_its_end() {
+        let fd = create_memfd("log", 5000, PageSize::Base).unwrap();
+        let map = |length| SharedMapping::map_bytes(fd.as_fd(), 0, length, Access::ReadWrite);
+        assert!(matches!(map(5001), Err(MemoryError::OutOfRange { available: 5000, .. })));
+        let mapping = map(5000).unwrap();
+        assert!(mapping.slice(4996, 5).is_err());
+        let last = mapping.slice(4996, 4).unwrap();
+        last.set_bits_u32(0, 5, std::sync::atomic::Ordering::Relaxed).unwrap();
+        assert_eq!(last.read_object::<u8>(0), Some(5));
     }
 
     /// A memfd without F_SEAL support stands for any ordinary file.

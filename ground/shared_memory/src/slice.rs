@@ -7,7 +7,7 @@
 use std::{
     marker::PhantomData,
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering},
 };
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -172,6 +172,34 @@ impl<'a> SharedSlice<'a> {
     #[inline]
     pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) -> Option<()> {
         let word = self.get(offset, 4)?.base.cast::<AtomicU32>();
+        // SAFETY: as in `load_u32`.
+        word.is_aligned().then(|| unsafe { word.as_ref() }.store(value, order))
+    }
+
+    /// Sets bits of a naturally aligned 32-bit word; `None` if out of range or not aligned.
+    #[inline]
+    pub fn set_bits_u32(&self, offset: usize, bits: u32, order: Ordering) -> Option<()> {
+        let word = self.get(offset, 4)?.base.cast::<AtomicU32>();
+        if !word.is_aligned() {
+            return None;
+        }
+        // SAFETY: as in `load_u32`.
+        unsafe { word.as_ref() }.fetch_or(bits, order);
+        Some(())
+    }
+
+    /// Loads a naturally aligned 16-bit word; `None` if out of range or not aligned.
+    #[inline]
+    pub fn load_u16(&self, offset: usize, order: Ordering) -> Option<u16> {
+        let word = self.get(offset, 2)?.base.cast::<AtomicU16>();
+        // SAFETY: as in `load_u32`.
+        word.is_aligned().then(|| unsafe { word.as_ref() }.load(order))
+    }
+
+    /// Stores a naturally aligned 16-bit word; `None` if out of range or not aligned.
+    #[inline]
+    pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) -> Option<()> {
+        let word = self.get(offset, 2)?.base.cast::<AtomicU16>();
         // SAFETY: as in `load_u32`.
         word.is_aligned().then(|| unsafe { word.as_ref() }.store(value, order))
     }

@@ -205,6 +205,11 @@ pub enum PortKind {
         /// Where.
         socket: PathBuf,
     },
+    /// A virtio-net, served by vhost-user, with as many queue pairs as the port has channels.
+    VhostUser {
+        /// Where.
+        socket: PathBuf,
+    },
 }
 
 /// A path of an adapter's frames.
@@ -656,6 +661,9 @@ mod tests {
         };
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<PortConfig>(&text).unwrap(), config);
+        let text = r#"{"port":"a","mac":"","kind":{"kind":"vhost_user","socket":"/tmp/v"}}"#;
+        let config: PortConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.kind, PortKind::VhostUser { socket: "/tmp/v".into() });
     }
 
     proptest! {

@@ -15,6 +15,7 @@
 //! | `finish` | does in software what a frame still asks for: checksums, segments |
 //! | [`SyntheticPort`] | a VM's NetVSP |
 //! | [`TulipPort`] | a VM's emulated adapter, served over vfio-user |
+//! | [`VhostUserPort`] | a VM's virtio-net, served over vhost-user |
 //! | [`Worker`] | the thread that drives a switch, and the handle by which control reaches it |
 //! | [`AvfUplink`] | the default VPort of an SR-IOV adapter, by the AVF driver |
 //! | [`UplinkPort`] | an interface, a capture or a cable as uplink; the host's own interface |
@@ -41,6 +42,7 @@ mod synthetic_port;
 mod tests;
 mod tulip_port;
 mod uplink_port;
+mod vhost_user_port;
 mod worker;
 
 pub use avf_uplink::{AvfUplink, UplinkUnsuitable};
@@ -51,4 +53,5 @@ pub use switch::{PortPolicy, PortStatistics, VirtualSwitch};
 pub use synthetic_port::SyntheticPort;
 pub use tulip_port::{TulipHandle, TulipPort, TulipPortError};
 pub use uplink_port::UplinkPort;
+pub use vhost_user_port::{VhostUserPort, VhostUserPortError};
 pub use worker::{SwitchHandle, SwitchStopped, Worker};

@@ -16,7 +16,7 @@ use shared_memory::DmaMap;
 use super::reports::{Desk, Listener, News, Waiting};
 use crate::{
     AvfUplink, Port as SwitchPort, PortPolicy, SwitchHandle, SwitchStopped, SyntheticPort,
-    TulipPort, VirtualSwitch,
+    TulipPort, VhostUserPort, VirtualSwitch,
     control::{
         ChannelUpcall, DataPath, GuestState, MAX_CHANNELS, MAX_PORT_NAME, MAX_PORTS, PortCommand,
         PortConfig, PortKind, PortName, PortReport, UplinkReport, VfCommand,
@@ -69,6 +69,7 @@ pub(super) struct Port {
 enum Behind {
     Synthetic(Box<Synthetic>),
     Legacy,
+    VhostUser,
 }
 
 /// A synthetic adapter's host side.
@@ -101,6 +102,13 @@ struct Remains {
 struct Checked {
     mac: MacAddress,
     policy: PortPolicy,
+}
+
+/// Whether a port can go on with another configuration: with what is behind it as it is.
+fn stays(was: &PortConfig, is: &PortConfig) -> bool {
+    // A synthetic adapter's channels count from when its guest opens the first.
+    let pairs = matches!(is.kind, PortKind::VhostUser { .. });
+    was.kind == is.kind && was.mac == is.mac && !(pairs && was.max_channels != is.max_channels)
 }
 
 fn refuse(port: &str, why: &str, status: NtStatus) -> NtStatus {
@@ -173,7 +181,7 @@ impl Port {
     fn synthetic(&mut self) -> Option<&mut Synthetic> {
         match &mut self.behind {
             Behind::Synthetic(port) => Some(port),
-            Behind::Legacy => None,
+            Behind::Legacy | Behind::VhostUser => None,
         }
     }
 
@@ -295,7 +303,7 @@ impl Ports {
         let mut state = self.lock();
         match state.ports.get_mut(&config.port) {
             None => self.make(&mut state, config, checked, Remains::default()),
-            Some(port) if port.config.kind == config.kind && port.config.mac == config.mac => {
+            Some(port) if stays(&port.config, &config) => {
                 let (id, policy) = (port.id, checked.policy);
                 let set = self.switch.run(move |switch| switch.set_policy(id, policy));
                 set.map_err(stopped)?.map_err(|error| refused_by_table(&config.port, error))?;
@@ -307,7 +315,7 @@ impl Ports {
             }
             Some(port) => {
                 if self.is_in_use(port)? {
-                    let why = "kind and address stay while it is in use";
+                    let why = "kind, address and queue pairs stay while it is in use";
                     return Err(refuse(&config.port, why, NtStatus::INVALID_DEVICE_STATE));
                 }
                 // The address first: one that is taken leaves the port as it was.
@@ -327,6 +335,12 @@ impl Ports {
             Behind::Legacy => {
                 let connected = move |switch: &mut VirtualSwitch| {
                     switch.port::<TulipPort>(id).is_some_and(|port| port.is_connected())
+                };
+                self.switch.run(connected).map_err(stopped)
+            }
+            Behind::VhostUser => {
+                let connected = move |switch: &mut VirtualSwitch| {
+                    switch.port::<VhostUserPort>(id).is_some_and(|port| port.is_connected())
                 };
                 self.switch.run(connected).map_err(stopped)
             }
@@ -360,6 +374,14 @@ impl Ports {
                     NtStatus::INSUFFICIENT_RESOURCES
                 })?;
                 (Behind::Legacy, Box::new(served))
+            }
+            PortKind::VhostUser { socket } => {
+                let served = VhostUserPort::serve(socket, &config.port, config.max_channels);
+                let served = served.map_err(|error| {
+                    tracing::warn!(port = config.port, %error, "a vhost-user port");
+                    NtStatus::INSUFFICIENT_RESOURCES
+                })?;
+                (Behind::VhostUser, Box::new(served))
             }
         };
         let connected = self.switch.run(move |switch| switch.connect(id, policy, port));

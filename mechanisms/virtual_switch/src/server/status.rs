@@ -6,7 +6,8 @@ use pcivirt_protocol::NtStatus;
 
 use super::{Connections, SwitchUplink, ports::stopped};
 use crate::{
-    Port, PortStatistics, SwitchHandle, SyntheticPort, TulipPort, UplinkPort, VirtualSwitch,
+    Port, PortStatistics, SwitchHandle, SyntheticPort, TulipPort, UplinkPort, VhostUserPort,
+    VirtualSwitch,
     control::{
         DataPath, GuestState, HostStatus, PortConfig, PortReport, PortStatus, SwitchStatus,
         UplinkReport, UplinkStatus,
@@ -19,8 +20,8 @@ struct Seen {
     statistics: PortStatistics,
     channels: u64,
     away: bool,
-    /// Whether a guest with an emulated adapter receives.
-    legacy_up: bool,
+    /// Whether a guest with an emulated adapter or a virtio-net receives.
+    up: bool,
 }
 
 impl Seen {
@@ -28,10 +29,13 @@ impl Seen {
         let statistics = switch.statistics(id).unwrap_or_default();
         let port = switch.port::<SyntheticPort>(id);
         let path = port.as_ref().map(|port| port.nic_state().control().data_path());
-        let channels = port.map_or(0, |port| port.open_channels());
+        let mut channels = port.map_or(0, |port| port.open_channels());
         let away = path == Some(nvsp::DataPath::Vf);
-        let legacy_up = switch.port::<TulipPort>(id).is_some_and(|port| port.is_receiving());
-        Self { statistics, channels, away, legacy_up }
+        let mut up = switch.port::<TulipPort>(id).is_some_and(|port| port.is_receiving());
+        if let Some(port) = switch.port::<VhostUserPort>(id) {
+            (channels, up) = (port.open_pairs(), port.is_receiving());
+        }
+        Self { statistics, channels, away, up }
     }
 }
 
@@ -91,7 +95,7 @@ pub(super) fn status(
         kind: config.kind,
         mac: config.mac,
         vlan: config.vlan,
-        guest: if seen.legacy_up { GuestState::Ready { sriov: false } } else { report.guest },
+        guest: if seen.up { GuestState::Ready { sriov: false } } else { report.guest },
         vf: report.vf,
         data_path: if seen.away { DataPath::Vf } else { DataPath::Synthetic },
         channels: (0..64).filter(|index| seen.channels & 1 << index != 0).collect(),

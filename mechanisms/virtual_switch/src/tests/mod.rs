@@ -5,6 +5,7 @@ mod offloads;
 mod rules;
 mod synthetic;
 mod uplink;
+mod vhost_user;
 
 use std::{
     collections::VecDeque,

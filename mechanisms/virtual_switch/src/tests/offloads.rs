@@ -10,7 +10,7 @@ use crate::Offloads;
 const LAYOUT: HeaderLayout = HeaderLayout { mac_len: 14, ip_len: 20, l4_len: 20 };
 
 /// A TCP packet with the checksum field seeded as guests do: the pseudo-header's sum, its length included or not.
-fn tcp(payload: &[u8], with_length: bool) -> Vec<u8> {
+pub(super) fn tcp(payload: &[u8], with_length: bool) -> Vec<u8> {
     let total = u16::try_from(40 + payload.len()).unwrap_or(0);
     let mut ip = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
     ip[2..4].copy_from_slice(&total.to_be_bytes());
@@ -24,18 +24,18 @@ fn tcp(payload: &[u8], with_length: bool) -> Vec<u8> {
     [&mac(2)[..], &mac(1), &[8, 0], &ip, &tcp, payload].concat()
 }
 
-fn is_whole(bytes: &[u8]) -> bool {
+pub(super) fn is_whole(bytes: &[u8]) -> bool {
     let info = classify(bytes, bytes.len());
     let verdicts = verify(bytes, &info, [bytes]);
     verdicts.ip == ChecksumVerdict::Good && verdicts.l4 == ChecksumVerdict::Good
 }
 
-fn checksum(l4: Option<L4Protocol>) -> TransmitMetadata {
+pub(super) fn checksum(l4: Option<L4Protocol>) -> TransmitMetadata {
     let request = ChecksumRequest { l3: L3Protocol::Ipv4, ip_header: true, l4, layout: LAYOUT };
     TransmitMetadata { checksum: Some(request), ..TransmitMetadata::default() }
 }
 
-fn segmentation(mss: u16) -> TransmitMetadata {
+pub(super) fn segmentation(mss: u16) -> TransmitMetadata {
     let segmentation = Some(Segmentation { mss, l3: L3Protocol::Ipv4, layout: LAYOUT });
     TransmitMetadata { segmentation, ..TransmitMetadata::default() }
 }

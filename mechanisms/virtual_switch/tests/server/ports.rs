@@ -3,9 +3,15 @@
 use pcivirt_protocol::NtStatus;
 use virtual_switch::{
     control::{
-        ChannelName, ChannelUpcall, GuestState, PortConfig, PortName, PrivateControl, VlanMode,
+        ChannelName, ChannelUpcall, GuestState, PortConfig, PortKind, PortName, PrivateControl,
+        VlanMode,
     },
     server::{SwitchConfig, SwitchServer},
+};
+
+use vhost::{
+    VhostBackend,
+    vhost_user::{Frontend, VhostUserFrontend},
 };
 
 use crate::common::{
@@ -150,6 +156,46 @@ fn kind_and_address_stay_while_channels_are_open_and_what_cannot_be_is_refused()
     // The switch looks at its ports once their guests have their answers.
     let ready = GuestState::Ready { sriov: false };
     wait_for("the port knows", || stack.port_status("vm1").guest == ready);
+}
+
+#[test]
+fn a_virtio_net_s_port_listens_and_stays_as_it_is_while_a_front_end_is_connected() {
+    let world = World::new();
+    let stack = world.stack();
+    let socket = world.directory.path().join("vhost").join("net0");
+    let config = PortConfig {
+        kind: PortKind::VhostUser { socket: socket.clone() },
+        max_channels: 2,
+        ..PortConfig::new("vm1", mac_text(1))
+    };
+    let set = |config: &PortConfig| stack.call(PrivateControl::SetPort, config);
+    set(&config).unwrap();
+    let taken = PortConfig { port: "vm2".into(), mac: mac_text(2), ..config.clone() };
+    assert_eq!(set(&taken), Err(NtStatus::INSUFFICIENT_RESOURCES));
+    let queues = || {
+        let mut frontend = Frontend::connect(&socket, 4).unwrap();
+        frontend.get_features().unwrap();
+        let features = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(features).unwrap();
+        let queues = frontend.get_queue_num().unwrap();
+        (frontend, queues)
+    };
+    let (frontend, before) = queues();
+    assert_eq!(before, 4);
+    // What it may do changes; what it is does not.
+    set(&PortConfig { allow_spoofing: true, ..config.clone() }).unwrap();
+    let wider = PortConfig { max_channels: 4, ..config.clone() };
+    for other in [&wider, &PortConfig { mac: mac_text(5), ..config.clone() }] {
+        assert_eq!(set(other), Err(NtStatus::INVALID_DEVICE_STATE));
+    }
+    let status = stack.port_status("vm1");
+    assert_eq!((status.kind, status.guest), (config.kind, GuestState::Closed));
+    drop(frontend);
+    wait_for("the front-end is gone", || set(&wider).is_ok());
+    let (frontend, after) = queues();
+    assert_eq!(after, 8);
+    stack.call(PrivateControl::DeletePort, &PortName { port: "vm1".into() }).unwrap();
+    assert!(!socket.exists() && frontend.get_features().is_err());
 }
 
 #[test]

@@ -362,7 +362,7 @@ impl Adapter {
         let port = status.ports.iter().find(|port| port.port == self.config.port);
         match port.map(|port| &port.kind) {
             Some(PortKind::Synthetic) => Ok(()),
-            Some(PortKind::Legacy { .. }) => {
+            Some(PortKind::Legacy { .. } | PortKind::VhostUser { .. }) => {
                 Err(format!("port {} of {} is not synthetic", self.config.port, status.name))
             }
             None => Err(format!("{} has no port {}", status.name, self.config.port)),

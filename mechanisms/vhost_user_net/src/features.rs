@@ -1,0 +1,60 @@
+//! What the device offers, and what a driver took of it (virtio 1.2 §5.1.3, §6; vhost-user "Feature bits").
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// Feature bits of virtio, of virtio-net, and those that vhost-user puts among them.
+    #[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+    pub struct Features: u64 {
+        /// The device takes packets with a partial checksum.
+        const CSUM = 1 << 0;
+        /// The driver takes packets with a partial checksum.
+        const GUEST_CSUM = 1 << 1;
+        /// The driver takes large TCP packets over IPv4.
+        const GUEST_TSO4 = 1 << 7;
+        /// The driver takes large TCP packets over IPv6.
+        const GUEST_TSO6 = 1 << 8;
+        /// The driver takes large TCP packets with a congestion-window-reduced flag.
+        const GUEST_ECN = 1 << 9;
+        /// The device takes large TCP packets over IPv4.
+        const HOST_TSO4 = 1 << 11;
+        /// The device takes large TCP packets over IPv6.
+        const HOST_TSO6 = 1 << 12;
+        /// The device takes large TCP packets with a congestion-window-reduced flag.
+        const HOST_ECN = 1 << 13;
+        /// One packet for the driver may lie in several buffers.
+        const MRG_RXBUF = 1 << 15;
+        /// The driver announces the guest after a migration: it does so by the front-end's control queue.
+        const GUEST_ANNOUNCE = 1 << 21;
+        /// Several queue pairs.
+        const MQ = 1 << 22;
+        /// What the device writes is noted in a log (vhost).
+        const LOG_ALL = 1 << 26;
+        /// Headers and data may share a descriptor (legacy).
+        const ANY_LAYOUT = 1 << 27;
+        /// Descriptors may point at tables of descriptors.
+        const INDIRECT_DESC = 1 << 28;
+        /// Notifications by ring index.
+        const EVENT_IDX = 1 << 29;
+        /// Protocol features are negotiated (vhost-user).
+        const PROTOCOL_FEATURES = 1 << 30;
+        /// Not a legacy driver.
+        const VERSION_1 = 1 << 32;
+        /// Buffers are used in the order in which they were made available.
+        const IN_ORDER = 1 << 35;
+    }
+}
+
+impl Features {
+    /// What a device with so many queue pairs offers.
+    #[must_use]
+    pub fn offered(pairs: u16) -> Self {
+        if pairs > 1 { Self::all() } else { Self::all() - Self::MQ }
+    }
+
+    /// Bytes of the header before each packet: 12, or 10 for a legacy driver without mergeable buffers.
+    #[must_use]
+    pub fn header_length(self) -> usize {
+        if self.intersects(Self::VERSION_1 | Self::MRG_RXBUF) { 12 } else { 10 }
+    }
+}

@@ -1,0 +1,230 @@
+//! A VM's virtio-net, reached by vhost-user: of QEMU, Cloud Hypervisor, or a DPDK application.
+//!
+//! Two threads meet here, and the switch's waits for nobody:
+//!
+//! ```text
+//!  front-end ◀─ socket ─▶ vhost-user thread ─ asks, and waits ─▶ inbox ─▶ the switch's thread ─▶ rings, eventfds
+//! ```
+//!
+//! What the front-end wants of the rings (start, stop, other memory) is done by the switch's thread between two rounds.
+
+mod offloads;
+mod steering;
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    time::Instant,
+};
+
+use arrayvec::ArrayVec;
+use linux_network::PacketOffload;
+use offload::{MAX_HEADER_LEN, TPID_8021Q, VLAN_TAG_LEN};
+use owner_thread::{Inbox, inbox};
+use shared_memory::SharedSlice;
+use vhost_user_net::{Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, VhostUserServer};
+
+use self::{offloads::Passed, steering::Steering};
+use crate::{Frame, NotDelivered, Offloads, Port, Staging, finish::finish};
+
+/// Packets of one queue in one round.
+const BURST: usize = 64;
+/// Bytes of two addresses, behind which a tag stands.
+const ADDRESSES: usize = 12;
+
+/// Why a vhost-user port cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("the vhost-user port cannot be served: {what}")]
+pub struct VhostUserPortError {
+    what: &'static str,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl VhostUserPortError {
+    fn new(
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { what, source: source.into() }
+    }
+}
+
+/// The port of a VM with a virtio-net. Dropping it ends the connection with its front-end.
+#[derive(Debug)]
+pub struct VhostUserPort {
+    device: Device,
+    /// Goes before the server, whose thread waits for answers from here.
+    inbox: Inbox<Device>,
+    server: VhostUserServer,
+    /// For headers of the guest's that do not go on as they are.
+    staging: Staging,
+    steering: Steering,
+}
+
+impl VhostUserPort {
+    /// Serves a virtio-net with so many queue pairs on a socket, which appears there (mode 0600) and vanishes with the
+    /// port. `name` is for logs.
+    ///
+    /// # Errors
+    /// The socket cannot be made or is served already; there is no memory, descriptor or thread.
+    pub fn serve(socket: &Path, name: &str, pairs: u16) -> Result<Self, VhostUserPortError> {
+        let pairs = pairs.clamp(1, MAX_QUEUE_PAIRS);
+        let device =
+            Device::new(pairs).map_err(|error| VhostUserPortError::new("its queues", error))?;
+        let staging =
+            Staging::new().map_err(|error| VhostUserPortError::new("its memory", error))?;
+        let (handle, inbox) =
+            inbox().map_err(|error| VhostUserPortError::new("its inbox", error))?;
+        let server = VhostUserServer::bind(socket, name, handle, pairs)
+            .map_err(|error| VhostUserPortError::new("its socket or thread", error))?;
+        Ok(Self { device, inbox, server, staging, steering: Steering::default() })
+    }
+
+    /// Whether a front-end is connected to the socket.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.server.is_connected()
+    }
+
+    /// Queue pairs whose receive queues run, a bit each.
+    #[must_use]
+    pub fn open_pairs(&self) -> u64 {
+        let open = (0..self.device.pairs()).filter(|pair| self.device.is_receiving(*pair));
+        open.fold(0, |bits, pair| bits | 1 << (pair & 63))
+    }
+
+    /// Queues that were broken by what their drivers did, since the port was made.
+    #[must_use]
+    pub fn broken_queues(&self) -> u64 {
+        self.device.broken()
+    }
+}
+
+/// Puts a frame, its tag into its place, into a receive queue.
+fn put(
+    device: &mut Device,
+    pair: u16,
+    (head, pieces): ([u64; 2], &[SharedSlice<'_>]),
+    tci: Option<u16>,
+    offload: &PacketOffload,
+) -> Result<(), NotDelivered> {
+    let bytes: usize = pieces.iter().map(SharedSlice::len).sum();
+    let [first, second] = head.map(u64::to_le_bytes);
+    let head: ArrayVec<u8, 16> = first.into_iter().chain(second).take(bytes).collect();
+    let (addresses, behind) = head.split_at(ADDRESSES.min(head.len()));
+    let [p0, p1] = TPID_8021Q.to_be_bytes();
+    let [t0, t1] = tci.unwrap_or(0).to_be_bytes();
+    let tag = [p0, p1, t0, t1];
+    let tag: &[u8] = if tci.is_some() { &tag } else { &[] };
+    let parts = [addresses, tag, behind];
+    let put = device.put(pair, offload, bytes + tag.len(), &parts, pieces.iter().copied());
+    put.map_err(|reason| match reason {
+        NotPut::NotRunning => NotDelivered::NotWanted,
+        NotPut::NoBuffer => NotDelivered::NoBuffer,
+        NotPut::TooLong => NotDelivered::TooLong,
+    })
+}
+
+/// Hands what a guest has sent to the switch. What is no frame goes as a frame of no bytes, which is counted there.
+fn forward_packet(packet: &Packet<'_>, staging: &mut Staging, forward: &mut dyn FnMut(&Frame<'_>)) {
+    let frame = Frame {
+        head: packet.head,
+        pieces: packet.pieces,
+        length: packet.length,
+        tci: None,
+        offloads: Offloads::Asked(netvsp::TransmitMetadata::default()),
+    };
+    staging.clear();
+    if offloads::from_guest(&frame, &packet.offload, staging, forward).is_none() {
+        forward_nothing(forward);
+    }
+}
+
+fn forward_nothing(forward: &mut dyn FnMut(&Frame<'_>)) {
+    let offloads = Offloads::Asked(netvsp::TransmitMetadata::default());
+    forward(&Frame { head: [0; 2], pieces: &[], length: 0, tci: None, offloads });
+}
+
+impl Port for VhostUserPort {
+    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+        let Self { device, inbox, staging, steering, .. } = self;
+        // The server, which sends to it, is there as long as the port is.
+        let mut worked = inbox.serve(device) == Some(true);
+        let receiving = receiving_pairs(device);
+        for pair in 0..device.pairs() {
+            let packets = device.transmitted(pair, BURST, |sent| match sent {
+                Sent::Packet(packet) => {
+                    if receiving > 1 {
+                        steering.sent(packet, pair);
+                    }
+                    forward_packet(packet, staging, forward);
+                }
+                Sent::Malformed => forward_nothing(forward),
+            });
+            worked |= packets > 0;
+        }
+        worked
+    }
+
+    fn deliver(&mut self, frame: &Frame<'_>, staging: &mut Staging) -> Result<(), NotDelivered> {
+        if !self.is_receiving() {
+            return Err(NotDelivered::NotWanted);
+        }
+        let Self { device, steering, .. } = self;
+        let pair = match receiving_pairs(device) {
+            0 | 1 => 0,
+            pairs => {
+                let mut head = [0u8; MAX_HEADER_LEN];
+                let length = frame.read_head(&mut head);
+                steering.of(head.get(..length).unwrap_or_default(), frame.length, pairs)
+            }
+        };
+        let features = device.features();
+        staging.clear();
+        if let Some(passed) = offloads::pass_on(frame, features, staging)? {
+            let Passed { head, pieces, offload } = passed;
+            return put(device, pair, (head, &pieces), frame.tci, &offload);
+        }
+        finish(frame, staging, |finished| {
+            let offload = offloads::of_known(&finished.known, features);
+            put(device, pair, (finished.head, finished.pieces), frame.tci, &offload)
+        })
+    }
+
+    fn flush(&mut self) {
+        self.device.flush();
+    }
+
+    fn prepare_to_wait(&mut self) -> bool {
+        self.device.prepare_to_wait() && self.inbox.is_empty()
+    }
+
+    fn wait_on<'a>(&'a self, fds: &mut Vec<BorrowedFd<'a>>) {
+        fds.extend([self.device.as_fd(), self.inbox.as_fd()]);
+    }
+
+    fn woken(&mut self) {
+        self.inbox.woken();
+        self.device.woken();
+    }
+
+    fn is_receiving(&self) -> bool {
+        self.device.is_receiving(0)
+    }
+}
+
+/// Pairs from the first on whose receive queues run: more than one only if the driver knows several.
+#[inline]
+fn receiving_pairs(device: &Device) -> u16 {
+    if !device.features().contains(Features::MQ) {
+        return 1;
+    }
+    let mut pairs = 0..device.pairs();
+    pairs.find(|pair| !device.is_receiving(*pair)).unwrap_or(device.pairs())
+}
+
+/// Bytes by which a tag in its place moves what is behind it.
+const fn moved_by(tci: Option<u16>) -> usize {
+    if tci.is_some() { VLAN_TAG_LEN } else { 0 }
+}
