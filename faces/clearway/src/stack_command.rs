@@ -402,6 +402,7 @@ fn show_adapter(adapter: &AdapterReport, line: &mut impl FnMut(usize, String)) {
     let kind = match adapter.kind {
         AdapterKind::Synthetic => format!("state {}, data path {path}", adapter.state),
         AdapterKind::Legacy => "emulated".to_owned(),
+        AdapterKind::VhostUser => "virtio-net by vhost-user".to_owned(),
     };
     line(4, kind);
     if let Some(vf) = &adapter.virtual_function {

@@ -169,6 +169,7 @@ fn show(status: &SwitchStatus) {
         let guest = match (guest, kind) {
             (GuestState::Closed, _) => "closed",
             (GuestState::Ready { .. }, PortKind::Legacy { .. }) => "emulated",
+            (GuestState::Ready { .. }, PortKind::VhostUser { .. }) => "virtio-net",
             (GuestState::Ready { sriov: true }, _) => "SR-IOV",
             (GuestState::Ready { sriov: false }, _) => "up",
         };

@@ -232,7 +232,7 @@ pub struct AdapterReport {
     pub name: String,
     /// Its number in the VM: the guest's ethN.
     pub number: u32,
-    /// Synthetic or legacy.
+    /// Synthetic, legacy, or vhost-user.
     pub kind: AdapterKind,
     /// Its switch.
     pub switch: Option<String>,

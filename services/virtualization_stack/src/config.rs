@@ -75,6 +75,9 @@ pub enum AdapterKind {
     Synthetic,
     /// The emulated DEC 21140, which never has a VF (R9).
     Legacy,
+    /// A virtio-net by vhost-user: the synthetic path of a guest in QEMU, beside which no VF is placed.
+    #[serde(rename = "vhost-user")]
+    VhostUser,
 }
 
 /// VLAN setting of a VM network adapter (Set-VMNetworkAdapterVlan).

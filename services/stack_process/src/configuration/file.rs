@@ -196,15 +196,21 @@ impl Reader {
         }
         self.macs.once("an adapter with the address", &address.to_string(), &mac.place)?;
         let mut adapter = AdapterSettings::new(name.value, address);
-        let kinds = [("synthetic", AdapterKind::Synthetic), ("legacy", AdapterKind::Legacy)];
+        let kinds = [
+            ("synthetic", AdapterKind::Synthetic),
+            ("legacy", AdapterKind::Legacy),
+            ("vhost-user", AdapterKind::VhostUser),
+        ];
         if let Some(kind) = entry.word("kind", &kinds)? {
             adapter.kind = kind.value;
         }
         match (adapter.kind, entry.text("socket")?) {
-            (AdapterKind::Legacy, _) => adapter.socket = Some(self.socket(entry, "socket")?),
+            (AdapterKind::Legacy | AdapterKind::VhostUser, _) => {
+                adapter.socket = Some(self.socket(entry, "socket")?);
+            }
             (AdapterKind::Synthetic, None) => {}
             (AdapterKind::Synthetic, Some(socket)) => {
-                let next = "take it away, or write kind = \"legacy\"";
+                let next = "take it away, or write kind = \"legacy\" or kind = \"vhost-user\"";
                 return Err(socket.place.fault("a synthetic adapter has no socket", next));
             }
         }

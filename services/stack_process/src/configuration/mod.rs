@@ -100,7 +100,7 @@ pub struct AdapterSettings {
     pub name: String,
     /// Its kind.
     pub kind: AdapterKind,
-    /// Where an emulated adapter is served by vfio-user.
+    /// Where an emulated adapter is served by vfio-user, or a virtio-net by vhost-user.
     pub socket: Option<PathBuf>,
     /// Its switch.
     pub switch: Option<String>,

@@ -64,6 +64,16 @@ fn the_example_has_the_values_that_it_says_are_the_defaults() {
 }
 
 #[test]
+fn a_virtio_net_has_a_socket_of_its_own() {
+    let read = parse(&with("kind = \"vhost-user\"\nsocket = \"web.vhost\"")).unwrap();
+    let adapter = &read.vms[0].adapters[0];
+    assert_eq!(adapter.kind, AdapterKind::VhostUser);
+    assert_eq!(adapter.socket.as_deref(), Some(Path::new("/etc/clearway/web.vhost")));
+    // As it is written in the file, so it is told.
+    assert_eq!(serde_json::to_string(&adapter.kind).unwrap(), "\"vhost-user\"");
+}
+
+#[test]
 fn paths_are_relative_to_the_files_folder_and_times_may_have_fractions() {
     let text = format!("{}\n[timeouts]\neject = 0.25", with(""));
     let read = parse(&text).unwrap();
@@ -146,6 +156,10 @@ fn a_mistake_is_named_with_its_place_its_cause_and_what_to_do() {
             "line 15: [[vm.adapter]] socket: a synthetic adapter has no socket; take it away",
         ),
         (with("kind = \"legacy\""), "line 12: [[vm.adapter]]: socket is missing; add socket = "),
+        (
+            with("kind = \"vhost-user\""),
+            "line 12: [[vm.adapter]]: socket is missing; add socket = ",
+        ),
         (
             with("").replace("nic = \"nic0\"", "nic = \"nic1\""),
             "line 7: [[switch]] nic: there is no NIC nic1; there are nic0",

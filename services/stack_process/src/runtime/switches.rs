@@ -154,6 +154,9 @@ impl Runtime {
                     (AdapterKind::Legacy, Some(socket)) => {
                         PortKind::Legacy { socket: socket.clone() }
                     }
+                    (AdapterKind::VhostUser, Some(socket)) => {
+                        PortKind::VhostUser { socket: socket.clone() }
+                    }
                     _ => PortKind::Synthetic,
                 },
                 vlan: vlan_mode(&settings.vlan),

@@ -113,6 +113,8 @@ pub enum Reason {
     NotConnected,
     /// The adapter is emulated.
     LegacyNic,
+    /// The adapter is a virtio-net by vhost-user.
+    VhostUserNic,
     /// The VM does not run.
     VmNotRunning {
         /// The VM.
@@ -322,6 +324,9 @@ impl fmt::Display for Reason {
             Self::WeightZero => f.write_str("no VF is asked for: IovWeight is 0"),
             Self::NotConnected => f.write_str("the adapter is connected to no switch"),
             Self::LegacyNic => f.write_str("an emulated adapter never has a VF"),
+            Self::VhostUserNic => {
+                f.write_str("no VF is placed beside a virtio-net that a foreign VMM attaches")
+            }
             Self::VmNotRunning { vm, .. } => write!(f, "{vm} does not run"),
             Self::GuestNotReady => f.write_str("the guest's network driver has not come up yet"),
             Self::GuestUnsupported { lacks: GuestGap::NetVscWithoutSriov } => {

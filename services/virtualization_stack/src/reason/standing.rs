@@ -36,6 +36,7 @@ impl Reason {
             self,
             Self::WeightZero
                 | Self::LegacyNic
+                | Self::VhostUserNic
                 | Self::NotConnected
                 | Self::VmNotRunning { .. }
                 | Self::BeingRemoved
@@ -81,7 +82,7 @@ impl Reason {
             Self::NicRefused { .. } | Self::NotUpToDate { .. } => Cure::PfDriver,
             Self::WeightZero => Cure::SetIovWeight,
             Self::NotConnected => Cure::ConnectToIovSwitch,
-            Self::LegacyNic => Cure::UseSyntheticAdapter,
+            Self::LegacyNic | Self::VhostUserNic => Cure::UseSyntheticAdapter,
             Self::VmNotRunning { .. } => Cure::StartVm,
             Self::GuestUnsupported { .. } | Self::GuestNoVfDriver { .. } => Cure::GuestDriver,
             Self::GuestVfFailed { .. }

@@ -54,6 +54,9 @@ impl Stack {
         if config.kind == AdapterKind::Legacy {
             reasons.push(Reason::LegacyNic);
         }
+        if config.kind == AdapterKind::VhostUser {
+            reasons.push(Reason::VhostUserNic);
+        }
         if config.iov_weight == 0 {
             reasons.push(Reason::WeightZero);
         }
