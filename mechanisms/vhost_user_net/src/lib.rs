@@ -14,7 +14,8 @@
 //!
 //! The device side of the rings is written here, on the accessors of [`shared_memory`]: the `virtio-queue` crate reads
 //! and writes through `vm-memory`'s own mappings, which would be another view of the guest's memory beside the one
-//! whose pieces the switch copies from, and which a file that shrinks turns into SIGBUS; and it knows no packed rings.
+//! whose pieces the switch copies from, and which a file that shrinks turns into SIGBUS. Rings are split ones, so far;
+//! packed ones, which `virtio-queue` does not know, are to stand beside them.
 //! The protocol's messages are parsed by rust-vmm's `vhost`.
 //!
 //! # Hostile guests and front-ends
