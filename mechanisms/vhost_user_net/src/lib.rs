@@ -30,6 +30,7 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 mod device;
+mod early;
 mod features;
 mod memory;
 mod ring;

@@ -23,9 +23,9 @@ use rustix::{
     io::Errno,
     net::{Shutdown, SocketType, shutdown},
 };
-use vhost::vhost_user::{BackendReqHandler, Error};
+use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut};
 
-use crate::{Device, MAX_QUEUE_PAIRS, session::Session};
+use crate::{Device, MAX_QUEUE_PAIRS, early::Enable, session::Session};
 
 /// Connections that wait; each is turned away while one is served.
 const BACKLOG: i32 = 4;
@@ -179,12 +179,17 @@ impl Serving {
         self.keep(Some(kept.into()));
         self.shared.connected.store(true, Ordering::Release);
         let session = Arc::new(Mutex::new(Session::new(self.device.clone(), self.pairs)));
-        let mut handler = BackendReqHandler::from_stream(stream, session);
+        let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
         while !self.stopping() {
             if !self.wait_for_message(&watched) {
                 continue;
             }
-            match handler.handle_request() {
+            let handled = match enabled_early(&watched, &session) {
+                Ok(true) => continue,
+                Ok(false) => handler.handle_request(),
+                Err(error) => Err(error),
+            };
+            match handled {
                 Ok(()) => {}
                 Err(Error::Disconnected) => break,
                 Err(error) => {
@@ -228,6 +233,20 @@ impl Serving {
         }
         false
     }
+}
+
+/// Enables a queue before features are agreed on, if that is what the next message wants.
+fn enabled_early(stream: &UnixStream, session: &Mutex<Session>) -> Result<bool, Error> {
+    let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+    if session.has_agreed() {
+        return Ok(false);
+    }
+    let Some(early) = Enable::take(stream).map_err(Error::ReqHandlerError)? else {
+        return Ok(false);
+    };
+    session.set_vring_enable(early.index, early.enable)?;
+    early.done(stream).map_err(Error::ReqHandlerError)?;
+    Ok(true)
 }
 
 /// An error with its causes.

@@ -87,6 +87,11 @@ impl Session {
         }
     }
 
+    /// Whether the front-end has accepted that there is more than the first messages of the protocol.
+    pub(crate) fn has_agreed(&self) -> bool {
+        self.features.contains(Features::PROTOCOL_FEATURES)
+    }
+
     /// Has the thread of the device do something between two rounds.
     fn on_device<R: Send + 'static>(
         &self,
