@@ -24,5 +24,5 @@ pub use route::{Link, LinkChange, LinkStatistics, MacAddress, RouteSocket};
 pub use tap::{TapDevice, TapOptions};
 pub use vnet::{
     ChecksumState, PacketOffload, Segmentation, SegmentationKind, VNET_HEADER_LENGTH, VnetError,
-    VnetHeader, finish_checksum, remove_length_from_seed,
+    VnetHeader, add_length_to_seed, finish_checksum, remove_length_from_seed,
 };

@@ -190,8 +190,14 @@ pub fn finish_checksum(packet: &mut [u8], start: u16, offset: u16) -> Option<()>
 /// packet (as Linux leaves it in a packet to be segmented) to the sum without a length (as devices want it,
 /// since each segment has its own); `None` if the field lies outside.
 pub fn remove_length_from_seed(tcp_header: &mut [u8], tcp_length: u16) -> Option<()> {
+    // In a one's-complement sum the complement is what is taken away.
+    add_length_to_seed(tcp_header, !tcp_length)
+}
+
+/// The reverse: from the sum without a length to the one with it.
+pub fn add_length_to_seed(tcp_header: &mut [u8], tcp_length: u16) -> Option<()> {
     let field = tcp_header.get_mut(16..)?.first_chunk_mut()?;
-    let seed = fold(u64::from(u16::from_be_bytes(*field)) + u64::from(!tcp_length));
+    let seed = fold(u64::from(u16::from_be_bytes(*field)) + u64::from(tcp_length));
     *field = seed.to_be_bytes();
     Some(())
 }

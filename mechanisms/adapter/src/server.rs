@@ -30,7 +30,7 @@ use crate::{
         UplinkStatus, VfNumber, VfStatus,
     },
     rebalance::Rebalancer,
-    settle::Settling,
+    settle::{self, Settling},
 };
 
 /// OIDs of NDIS itself that are kept for reports; callbacks of the PF driver contract make more.
@@ -102,7 +102,7 @@ impl AdapterServer {
             adapter: Arc::clone(&adapter),
             issued,
             shutdown: ask,
-            settling: Settling::start().map_err(StartError::Thread)?,
+            settling: Settling::start(settle::LIMIT).map_err(StartError::Thread)?,
         };
         let control = DeviceControlServer::start(ServerConfig::new(path, name), Arc::new(handler))
             .map_err(StartError::Control)?;

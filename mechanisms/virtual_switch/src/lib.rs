@@ -47,11 +47,11 @@ mod worker;
 
 pub use avf_uplink::{AvfUplink, UplinkUnsuitable};
 pub use frame::{Frame, Offloads};
-pub use port::{NotDelivered, Port};
+pub use port::{NotDelivered, Port, ServeError};
 pub use staging::Staging;
 pub use switch::{PortPolicy, PortStatistics, VirtualSwitch};
 pub use synthetic_port::SyntheticPort;
-pub use tulip_port::{TulipHandle, TulipPort, TulipPortError};
+pub use tulip_port::{TulipHandle, TulipPort};
 pub use uplink_port::UplinkPort;
-pub use vhost_user_port::{VhostUserPort, VhostUserPortError};
+pub use vhost_user_port::VhostUserPort;
 pub use worker::{SwitchHandle, SwitchStopped, Worker};

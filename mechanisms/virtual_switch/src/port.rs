@@ -4,6 +4,26 @@ use std::{any::Any, os::fd::BorrowedFd, time::Instant};
 
 use crate::{Frame, Staging};
 
+/// Why a port with a socket of its own cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("{port} cannot be served: {what}")]
+pub struct ServeError {
+    port: &'static str,
+    what: &'static str,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl ServeError {
+    /// What of which kind of port is missing, for an error.
+    pub(crate) fn of<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        port: &'static str,
+        what: &'static str,
+    ) -> impl Fn(E) -> Self {
+        move |source| Self { port, what, source: source.into() }
+    }
+}
+
 /// Why a port did not take a frame.
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
 pub enum NotDelivered {

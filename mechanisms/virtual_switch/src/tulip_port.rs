@@ -35,14 +35,13 @@ use rustix::{
 use shared_memory::{DmaMap, SharedSlice};
 use tulip_device::{FramePort, MAX_FRAME, TulipConfig, TulipCounters, TulipFunction};
 use vfio_user_server::{
-    Errno, IrqChange, PciFunctionDevice, PciIrq, PciRegion, Region, ServerError, ServerOptions,
-    VfioUserServer,
+    Errno, IrqChange, PciFunctionDevice, PciIrq, PciRegion, Region, ServerOptions, VfioUserServer,
 };
 
 use crate::{
-    Frame, NotDelivered, Offloads, Port, Staging,
+    Frame, NotDelivered, Offloads, Port, ServeError, Staging,
     finish::{Finished, finish},
-    frame_queue::{FrameQueueError, FrameReceiver, FrameSender, FrameWaker, frame_queue},
+    frame_queue::{FrameReceiver, FrameSender, FrameWaker, frame_queue},
 };
 
 /// Subsystem ids of the board that is played: DEC's own.
@@ -54,29 +53,8 @@ const SHORTEST: usize = 60;
 /// Bytes of two addresses, behind which a tag stands.
 const ADDRESSES: usize = 12;
 
-/// Why an emulated adapter cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error("the emulated adapter cannot be served: {what}")]
-pub struct TulipPortError {
-    what: &'static str,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-impl TulipPortError {
-    fn new(
-        what: &'static str,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        Self { what, source: source.into() }
-    }
-}
-
-impl From<FrameQueueError> for TulipPortError {
-    fn from(error: FrameQueueError) -> Self {
-        Self::new("there is no room for frames", error)
-    }
-}
+/// What it is, for errors.
+const KIND: &str = "the emulated adapter";
 
 /// What passes between the guest and the switch, of which both threads of the adapter know.
 #[derive(Debug, Default)]
@@ -240,7 +218,7 @@ impl TulipPort {
     ///
     /// # Errors
     /// The socket cannot be made or is served already; there is no memory, descriptor or thread.
-    pub fn serve(socket: &Path, mac: MacAddress, name: &str) -> Result<Self, TulipPortError> {
+    pub fn serve(socket: &Path, mac: MacAddress, name: &str) -> Result<Self, ServeError> {
         let config = TulipConfig { mac: mac.octets(), subsystem: SUBSYSTEM };
         if config.mac_is_misread() {
             tracing::warn!(
@@ -250,8 +228,9 @@ impl TulipPort {
             );
         }
         let facts = Arc::new(Facts::default());
-        let (frames, from_guest) = frame_queue()?;
-        let (to_guest, for_guest) = frame_queue()?;
+        let no_room = ServeError::of(KIND, "there is no room for frames");
+        let (frames, from_guest) = frame_queue().map_err(&no_room)?;
+        let (to_guest, for_guest) = frame_queue().map_err(&no_room)?;
         let switch = frames.waker();
         let uplink = Uplink { frames, facts: Arc::clone(&facts), untold: false };
         let served = Arc::new(Mutex::new(Served {
@@ -262,9 +241,9 @@ impl TulipPort {
             switch,
         }));
         let server = VfioUserServer::bind(socket, Arc::clone(&served), ServerOptions::new(name))
-            .map_err(|error: ServerError| TulipPortError::new("its socket", error))?;
+            .map_err(ServeError::of(KIND, "its socket"))?;
         let pump = Pump::start(name, Arc::clone(&served), Arc::clone(&facts), for_guest)
-            .map_err(|error| TulipPortError::new("its thread", error))?;
+            .map_err(ServeError::of(KIND, "its thread"))?;
         let handle = TulipHandle { served };
         Ok(Self { handle, facts, from_guest, to_guest, untold: false, _pump: pump, server })
     }

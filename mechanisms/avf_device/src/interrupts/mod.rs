@@ -160,21 +160,23 @@ impl InterruptVectors {
 
     // ---- whoever waits for the driver ----
 
+    /// Queue vectors that the driver uses, and has not armed since something happened on them.
+    fn unsettled(&self) -> impl Iterator<Item = &Vector> {
+        let queues = self.vectors.iter().skip(1);
+        queues.filter(|entry| entry.in_use.load(Ordering::Acquire) && !entry.state.is_quiet())
+    }
+
     /// Whether the driver has seen all that queues had to report: each vector that it uses is armed, and nothing has
     /// happened since. A driver that polls, without interrupts, is taken for one that has.
     pub fn is_settled(&self) -> bool {
-        let mut queues = self.vectors.iter().skip(1);
-        queues.all(|entry| !entry.in_use.load(Ordering::Acquire) || entry.state.is_quiet())
+        self.unsettled().next().is_none()
     }
 
     /// When a driver that has `limit_ns` to handle a message will have handled all; `None` if it has. One that has left
     /// a message alone for longer polls, as drivers do under load: that time is past.
     pub fn settles_by(&self, now_ns: u64, limit_ns: u64) -> Option<u64> {
-        let queues = self.vectors.iter().skip(1);
-        let unsettled =
-            queues.filter(|entry| entry.in_use.load(Ordering::Acquire) && !entry.state.is_quiet());
         // One that is still to be sent counts from now.
-        let begun = unsettled.map(|entry| entry.state.fired_at().unwrap_or(now_ns));
+        let begun = self.unsettled().map(|entry| entry.state.fired_at().unwrap_or(now_ns));
         begun.max().map(|at| at.saturating_add(limit_ns))
     }
 
@@ -219,7 +221,7 @@ impl InterruptVectors {
 
     /// DYN_CTL01 (vector 0) or DYN_CTLN1 is written. Returns when a message is due that its interval holds
     /// back.
-    pub(crate) fn write_dyn_ctl(&self, vector: u16, value: DynCtl, now_ns: u64) -> Option<u64> {
+    pub fn write_dyn_ctl(&self, vector: u16, value: DynCtl, now_ns: u64) -> Option<u64> {
         let entry = self.vectors.get(usize::from(vector))?;
         let transient = DynCtl::CLEARPBA | DynCtl::SWINT_TRIG | DynCtl::INTENA | DynCtl::INTENA_MSK;
         entry.dyn_ctl.store(value.0 & !transient, Ordering::Relaxed);

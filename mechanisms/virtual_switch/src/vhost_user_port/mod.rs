@@ -25,30 +25,15 @@ use shared_memory::SharedSlice;
 use vhost_user_net::{Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, VhostUserServer};
 
 use self::{offloads::Passed, steering::Steering};
-use crate::{Frame, NotDelivered, Offloads, Port, Staging, finish::finish};
+use crate::{Frame, NotDelivered, Offloads, Port, ServeError, Staging, finish::finish};
 
 /// Packets of one queue in one round.
 const BURST: usize = 64;
 /// Bytes of two addresses, behind which a tag stands.
 const ADDRESSES: usize = 12;
 
-/// Why a vhost-user port cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error("the vhost-user port cannot be served: {what}")]
-pub struct VhostUserPortError {
-    what: &'static str,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-impl VhostUserPortError {
-    fn new(
-        what: &'static str,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        Self { what, source: source.into() }
-    }
-}
+/// What it is, for errors.
+const KIND: &str = "the vhost-user port";
 
 /// The port of a VM with a virtio-net. Dropping it ends the connection with its front-end.
 #[derive(Debug)]
@@ -68,16 +53,13 @@ impl VhostUserPort {
     ///
     /// # Errors
     /// The socket cannot be made or is served already; there is no memory, descriptor or thread.
-    pub fn serve(socket: &Path, name: &str, pairs: u16) -> Result<Self, VhostUserPortError> {
+    pub fn serve(socket: &Path, name: &str, pairs: u16) -> Result<Self, ServeError> {
         let pairs = pairs.clamp(1, MAX_QUEUE_PAIRS);
-        let device =
-            Device::new(pairs).map_err(|error| VhostUserPortError::new("its queues", error))?;
-        let staging =
-            Staging::new().map_err(|error| VhostUserPortError::new("its memory", error))?;
-        let (handle, inbox) =
-            inbox().map_err(|error| VhostUserPortError::new("its inbox", error))?;
+        let device = Device::new(pairs).map_err(ServeError::of(KIND, "its queues"))?;
+        let staging = Staging::new().map_err(ServeError::of(KIND, "its memory"))?;
+        let (handle, inbox) = inbox().map_err(ServeError::of(KIND, "its inbox"))?;
         let server = VhostUserServer::bind(socket, name, handle, pairs)
-            .map_err(|error| VhostUserPortError::new("its socket or thread", error))?;
+            .map_err(ServeError::of(KIND, "its socket or thread"))?;
         Ok(Self { device, inbox, server, staging, steering: Steering::default() })
     }
 

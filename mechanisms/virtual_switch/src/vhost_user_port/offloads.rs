@@ -5,6 +5,7 @@
 
 use linux_network::{
     ChecksumState, PacketOffload, Segmentation as VirtioSegmentation, SegmentationKind,
+    add_length_to_seed, remove_length_from_seed,
 };
 use netvsp::{ChecksumRequest, ReceiveMetadata, Segmentation, TransmitMetadata};
 use offload::{
@@ -56,7 +57,7 @@ pub(super) fn from_guest(
                 return None;
             }
             let bytes = u16::try_from(frame.length.checked_sub(start.into())?).ok()?;
-            add_to_seed(head, start + TCP_CHECKSUM, !bytes)?;
+            remove_length_from_seed(head.get_mut(usize::from(start)..)?, bytes)?;
             let pieces = replace_head(frame, head, staging)?;
             let asked = TransmitMetadata {
                 segmentation: Some(Segmentation { mss: segmentation.segment_size, l3, layout }),
@@ -112,16 +113,6 @@ const fn checksum_offset(l4: L4Protocol) -> Option<u16> {
 fn tcp_length(tcp: &[u8]) -> Option<u16> {
     let words = u16::from(tcp.get(12)? >> 4);
     (words >= 5).then_some(words * 4)
-}
-
-/// Adds a word to a checksum field that holds a pseudo-header's sum.
-fn add_to_seed(head: &mut [u8], field: u16, word: u16) -> Option<()> {
-    let field = head.get_mut(usize::from(field)..)?.first_chunk_mut::<2>()?;
-    let mut sum = Sum::ZERO;
-    sum.add_word(u16::from_be_bytes(*field));
-    sum.add_word(word);
-    *field = sum.fold().to_be_bytes();
-    Some(())
 }
 
 /// The pieces of a frame with other first bytes.
@@ -275,7 +266,7 @@ fn pass_large<'s, 'f: 's>(
         }
     }
     let bytes = u16::try_from(frame.length.checked_sub(start)?).ok()?;
-    add_to_seed(head, u16::try_from(start).ok()? + TCP_CHECKSUM, bytes)?;
+    add_length_to_seed(head.get_mut(start..)?, bytes)?;
     let pieces = replace_head(frame, head, staging)?;
     let moved = moved_by(frame.tci);
     let checksum =

@@ -1,6 +1,5 @@
 //! Which receive queue a frame takes.
 
-use arrayvec::ArrayVec;
 use offload::{L3Protocol, MAX_HEADER_LEN, classify};
 use vhost_user_net::Packet;
 
@@ -57,10 +56,8 @@ fn flow(head: &[u8], length: usize) -> usize {
     let ports = head.get(ports).unwrap_or_default();
     // Sums of 16-bit words do not know which came first.
     let words = head.get(addresses).unwrap_or_default().chunks(2).chain(ports.chunks(2));
-    let sum = words.fold(0u32, |sum, word| {
-        let word: ArrayVec<u8, 2> = word.iter().copied().collect();
-        sum.wrapping_add(word.iter().fold(0, |word, byte| word << 8 | u32::from(*byte)))
-    });
+    let words = words.filter_map(|word| word.first_chunk()).copied().map(u16::from_be_bytes);
+    let sum = words.fold(0u32, |sum, word| sum.wrapping_add(word.into()));
     usize::try_from(sum.wrapping_mul(0x9E37_79B1) >> 24).unwrap_or(0)
 }
 
