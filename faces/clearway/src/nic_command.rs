@@ -3,7 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use adapter::control::{
-    AdapterStatus, PnpPhase, PnpStatus, RebalanceOutcome, SetVPortPolicy, VlanMode,
+    AdapterStatus, PnpPhase, PnpStatus, RebalanceOutcome, SetVPortPolicy, VfDriver, VfStatus,
+    VlanMode,
 };
 use anyhow::{Context, Result, bail};
 use ndis_protocol::{FilterMatch, MacAddress, VlanCondition, VlanId};
@@ -217,20 +218,33 @@ fn show(status: &AdapterStatus) {
                mac: &str,
                vport: String,
                queues: String,
+               guest: &str,
                function: &adapter::control::FunctionStatus| {
         let (rx, tx) = (&function.stats.receive, &function.stats.transmit);
         println!(
-            "{name:<6} {mac:<18} {vport:>5} {queues:>6} {:<9} {:>12} {:>12} {:>8}",
-            if function.connected { "connected" } else { "-" },
+            "{name:<6} {mac:<18} {vport:>5} {queues:>6} {guest:<9} {:>12} {:>12} {:>8}",
             rx.frames(),
             tx.frames(),
             rx.discards() + tx.discards() + tx.errors()
         );
     };
-    row("PF", "", "0".into(), String::new(), &status.pf);
+    let pf = if status.pf.connected { "connected" } else { "-" };
+    row("PF", "", "0".into(), String::new(), pf, &status.pf);
     for vf in &status.vfs {
         let vport = vf.vport.map_or("-".into(), |vport| vport.to_string());
-        row(&format!("VF {}", vf.vf), &vf.mac, vport, vf.queue_pairs.to_string(), &vf.function);
+        let (name, queues) = (format!("VF {}", vf.vf), vf.queue_pairs.to_string());
+        row(&name, &vf.mac, vport, queues, guest(vf), &vf.function);
+    }
+}
+
+/// What the guest of a VF does with it, in a word.
+const fn guest(vf: &VfStatus) -> &'static str {
+    match (&vf.driver, vf.function.connected) {
+        (VfDriver::Running { .. }, _) => "running",
+        (VfDriver::Present, _) => "present",
+        (VfDriver::Absent, true) => "connected",
+        (VfDriver::Absent, false) => "-",
+        (VfDriver::Gone, _) => "gone",
     }
 }
 

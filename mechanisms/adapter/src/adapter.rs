@@ -25,6 +25,7 @@ use crate::{
     data_path::{DataPath, DataPathHandle, DataPathStopped, FunctionSlot, Worker},
     function::{AvfFunction, FunctionHost, FunctionPolicy, SharedLink},
     resources::Resources,
+    vf_drivers::VfDrivers,
 };
 
 /// VSI id of the PF; VF n has n + 2.
@@ -73,6 +74,7 @@ pub struct Adapter {
     pf: Served,
     pci: Mutex<PhysicalFunction>,
     link: Arc<SharedLink>,
+    drivers: Arc<VfDrivers>,
     config: AdapterConfig,
     worker: Worker,
 }
@@ -142,6 +144,11 @@ impl Adapter {
                 let _ = tell.try_send(());
             }
         });
+        let drivers = Arc::new(VfDrivers::new(vports));
+        data_path.on_receiving_change({
+            let drivers = Arc::clone(&drivers);
+            move |slot, receiving| drivers.set_receiving(slot, receiving)
+        });
         let worker =
             Worker::start(data_path, config.worker.clone()).map_err(AdapterError::Thread)?;
         let mut pci = avf::adapter(
@@ -163,6 +170,8 @@ impl Adapter {
                 allow_spoofing: true,
                 queue_pairs: config.default_vport_queue_pairs,
             },
+            drivers: Arc::clone(&drivers),
+            vf: None,
         };
         // The PF's queue pairs without the SR-IOV capability: VFs are enabled by OIDs, not by whoever drives
         // the queue pairs.
@@ -196,6 +205,7 @@ impl Adapter {
             pf,
             pci: Mutex::new(pci),
             link,
+            drivers,
             config,
             worker,
         })
@@ -252,7 +262,9 @@ impl Adapter {
             .find(|vf| !state.vfs.contains_key(vf))
             .ok_or(RequestError::OutOfVfs(enabled))?;
         let location = self.pci().vf_location(VfIndex::from(vf.get()))?;
-        let served = self.serve_vf(vf, mac, 1, false)?;
+        // Before anybody can connect to it.
+        self.drivers.allocated(vf, mac);
+        let served = self.serve_vf(vf, mac, 1, false).inspect_err(|_| self.drivers.freed(vf))?;
         state.vfs.insert(vf, Vf { served, vport: None, mac });
         Ok((vf, location))
     }
@@ -270,6 +282,8 @@ impl Adapter {
             data_path: self.data_path().clone(),
             link: Arc::clone(&self.link),
             policy: FunctionPolicy { mac, allow_spoofing, queue_pairs },
+            drivers: Arc::clone(&self.drivers),
+            vf: Some(vf),
         };
         serve(&format!("vf{}", vf.get()), PF_VSI + 1 + vf.get(), config, host, &self.config)
     }
@@ -286,6 +300,7 @@ impl Adapter {
             Some(_) => {}
         }
         let freed = state.vfs.remove(&vf);
+        self.drivers.freed(vf);
         // Ending the server waits for its thread: not under the lock that the link thread takes.
         drop(state);
         drop(freed);
@@ -536,6 +551,11 @@ impl Adapter {
             queue_pairs: lock(&vf.served.function).policy().queue_pairs,
         };
         state.vfs.iter().map(of).collect()
+    }
+
+    /// What the drivers of the VFs do.
+    pub(crate) fn drivers(&self) -> &Arc<VfDrivers> {
+        &self.drivers
     }
 
     /// How long the data path thread has slept since it started.

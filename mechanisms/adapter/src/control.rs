@@ -24,6 +24,10 @@ pub enum PrivateControl {
     /// (SPEC-PCIVIRT §8.6). Pends while the client that is attached is asked, and until it has taken notice;
     /// STATUS_DEVICE_BUSY while another rebalance is under way. Cancelling the request does not end the rebalance.
     Rebalance = 6,
+    /// Nothing in, [`VfReport`] as JSON out. Pends until there is something that this client has not been told;
+    /// STATUS_DEVICE_BUSY for a second request meanwhile. Reports are levels: of each VF what its driver does now, to
+    /// a client that connects of all VFs there are. A state that is told twice in a row was another one in between.
+    NextVfReport = 7,
 }
 
 impl PrivateControl {
@@ -36,6 +40,7 @@ impl PrivateControl {
             4 => Self::ResetVf,
             5 => Self::Shutdown,
             6 => Self::Rebalance,
+            7 => Self::NextVfReport,
             _ => return None,
         })
     }
@@ -55,6 +60,37 @@ pub const STATUS_CAPACITY: usize = 512 << 10;
 
 /// Room that the answer of [`PrivateControl::Rebalance`] may need, bytes.
 pub const REBALANCE_CAPACITY: usize = 1024;
+
+/// Room that the answer of [`PrivateControl::NextVfReport`] may need, bytes.
+pub const VF_REPORT_CAPACITY: usize = 256;
+
+/// How the driver of a VF is doing.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VfReport {
+    /// VF id.
+    pub vf: u16,
+    /// Its driver.
+    pub driver: VfDriver,
+}
+
+/// What the driver of a VF does.
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum VfDriver {
+    /// Nobody drives it: there is no client, or the VF was reset and no driver has begun anew.
+    Absent,
+    /// A driver has negotiated virtchnl's version or asked for the VF's resources since the last reset (one whose VF was
+    /// reset under it begins with the latter), and the VF cannot receive: its receive queues are not enabled, have
+    /// no buffers yet, or lost their memory with bus mastering.
+    Present,
+    /// Its receive queues are enabled: frames that are for it go to it, and not to the default VPort.
+    Running {
+        /// The primary address that it has set, as `02:00:00:00:00:01`; the assigned one, if it has set none.
+        mac: String,
+    },
+    /// The VF was freed.
+    Gone,
+}
 
 /// How a rebalance ended.
 #[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
@@ -208,6 +244,8 @@ pub struct VfStatus {
     pub vport: Option<u32>,
     /// Queue pairs of its VPort.
     pub queue_pairs: u16,
+    /// What its driver does.
+    pub driver: VfDriver,
     /// The function.
     #[serde(flatten)]
     pub function: FunctionStatus,
@@ -228,4 +266,32 @@ pub struct SetVPortPolicy {
     /// VLAN mode.
     #[serde(default)]
     pub vlan: VlanMode,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_name_their_controls() {
+        let known: Vec<_> = (0..100).filter_map(PrivateControl::from_code).collect();
+        assert_eq!(known.last(), Some(&PrivateControl::NextVfReport));
+        assert!(
+            known.iter().all(|control| PrivateControl::from_code(control.code()) == Some(*control))
+        );
+        assert_eq!(known.len(), 7);
+    }
+
+    #[test]
+    fn a_report_is_one_object_with_a_state_and_has_room() {
+        let driver = VfDriver::Running { mac: "02:00:00:00:00:01".to_owned() };
+        let report = VfReport { vf: u16::MAX, driver };
+        let json = serde_json::to_string(&report).unwrap();
+        let expected = r#"{"vf":65535,"driver":{"state":"running","mac":"02:00:00:00:00:01"}}"#;
+        assert_eq!(json, expected);
+        assert_eq!(serde_json::from_str::<VfReport>(&json).unwrap(), report);
+        assert!(json.len() <= VF_REPORT_CAPACITY);
+        let gone: VfReport = serde_json::from_str(r#"{"vf":3,"driver":{"state":"gone"}}"#).unwrap();
+        assert_eq!(gone, VfReport { vf: 3, driver: VfDriver::Gone });
+    }
 }

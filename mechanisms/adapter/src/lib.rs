@@ -13,6 +13,7 @@
 //! * [`AdapterServer`]: all of it behind a device control socket; [`control`]: its private controls
 //! * `resources`, `rebalance`: what the machine gives the adapter, and how it is changed
 //! * `settle`: what a VF's driver has to have taken before its filters are said to have moved
+//! * `vf_drivers`, `vf_reports`: what the drivers of VFs do, and how clients of device control hear of it
 //! * [`data_path`]: the worker thread that moves the frames
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
@@ -29,6 +30,8 @@ mod rebalance;
 mod resources;
 mod server;
 mod settle;
+mod vf_drivers;
+mod vf_reports;
 
 pub use adapter::{Adapter, AllocatedVf, RequestError};
 pub use config::AdapterConfig;

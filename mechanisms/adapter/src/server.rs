@@ -31,6 +31,7 @@ use crate::{
     },
     rebalance::Rebalancer,
     settle::{self, Settling},
+    vf_reports::VfReports,
 };
 
 /// OIDs of NDIS itself that are kept for reports; callbacks of the PF driver contract make more.
@@ -51,7 +52,7 @@ pub enum StartError {
     #[error("the device control socket cannot be served")]
     Control(#[source] ServerError),
     /// A thread.
-    #[error("a thread for filters that move cannot be started")]
+    #[error("a thread for filters that move, or for reports, cannot be started")]
     Thread(#[source] std::io::Error),
     /// The name.
     #[error("{0:?} is not a name for an adapter: 1 to 64 printable characters without spaces")]
@@ -103,6 +104,8 @@ impl AdapterServer {
             issued,
             shutdown: ask,
             settling: Settling::start(settle::LIMIT).map_err(StartError::Thread)?,
+            vf_reports: VfReports::start(Arc::clone(adapter.drivers()))
+                .map_err(StartError::Thread)?,
         };
         let control = DeviceControlServer::start(ServerConfig::new(path, name), Arc::new(handler))
             .map_err(StartError::Control)?;
@@ -198,17 +201,20 @@ struct Handler {
     issued: Arc<Mutex<Vec<NdisOid>>>,
     shutdown: crossbeam_channel::Sender<()>,
     settling: Settling,
+    vf_reports: VfReports,
 }
 
 impl DeviceControlHandler for Handler {
     fn connected(&self, client: &Client) -> Result<(), NtStatus> {
         self.rebalancer.connected(client);
+        self.vf_reports.connected(client);
         Ok(())
     }
 
     fn disconnected(&self, client: &Client) {
         self.pf.disconnected(client);
         self.rebalancer.disconnected(client);
+        self.vf_reports.disconnected(client);
     }
 
     fn ioctl(&self, client: &Client, code: IoctlCode, request: Request) {
@@ -221,6 +227,7 @@ impl DeviceControlHandler for Handler {
 
     fn cancel(&self, client: &Client, id: RequestId) {
         self.rebalancer.cancel(client, id);
+        self.vf_reports.cancel(client, id);
         self.pf.cancel(client, id);
     }
 
@@ -247,6 +254,10 @@ impl DeviceControlHandler for Handler {
             None => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
             Some(PrivateControl::Rebalance) => {
                 self.rebalancer.begin(client, request);
+                return;
+            }
+            Some(PrivateControl::NextVfReport) => {
+                self.vf_reports.ask(client, request);
                 return;
             }
             Some(control) => self.private_control(control, &request.input),
@@ -305,7 +316,9 @@ impl Handler {
                 Ok(Vec::new())
             }
             // Done once it is completed; and begun already.
-            PrivateControl::Shutdown | PrivateControl::Rebalance => Ok(Vec::new()),
+            PrivateControl::Shutdown | PrivateControl::Rebalance | PrivateControl::NextVfReport => {
+                Ok(Vec::new())
+            }
         }
     }
 }
@@ -388,6 +401,7 @@ impl Adapter {
                 mac: vf.mac.to_string(),
                 vport: vf.vport.map(VPortId::get),
                 queue_pairs: vf.queue_pairs,
+                driver: self.drivers().driver(vf.id),
                 function: function(FunctionId::Vf(vf.id))?,
             });
         }

@@ -13,21 +13,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adapter::{
-    AdapterConfig, AdapterServer,
-    control::{
-        AdapterStatus, CAUSE_CAPACITY, PnpPhase, PrivateControl, REBALANCE_CAPACITY,
-        RebalanceOutcome, STATUS_CAPACITY,
-    },
-    control_socket,
+use adapter::control::{
+    CAUSE_CAPACITY, PnpPhase, PrivateControl, REBALANCE_CAPACITY, RebalanceOutcome,
 };
-use avf_driver::{DriverConfig, Event};
-use common::{End, PATIENCE, frame, mac, vf};
-use device_control::{
-    ClientError, DeviceControlClient, DriverName, OidRequestKind, RemoteSriovDevice, SentRequest,
-    Target,
+use avf_driver::Event;
+use common::{
+    End, PATIENCE, frame, mac,
+    setup::{Setup, connect, recover},
+    vf,
 };
-use ndis::{AdapterConfiguration, Keywords};
+use device_control::{ClientError, OidRequestKind, RemoteSriovDevice, SentRequest, Target};
 use ndis_protocol::*;
 use pcivirt_protocol::{NtStatus, SriovInvalidateBlock, SriovPfEvent, VfIndex};
 use pf_driver::SriovDevice;
@@ -35,86 +30,15 @@ use pf_driver::SriovDevice;
 const QUERY_STOP: SriovPfEvent = SriovPfEvent::QUERY_STOP_DEVICE;
 const RESTART: SriovPfEvent = SriovPfEvent::RESTART;
 
-/// An adapter, and an overlying driver that manages it.
-struct Setup {
-    server: AdapterServer,
-    host: DeviceControlClient,
-    directory: tempfile::TempDir,
-}
-
-fn connect(directory: &std::path::Path, name: &str) -> DeviceControlClient {
-    let name = DriverName::new(name).unwrap();
-    DeviceControlClient::connect(control_socket(directory), &name, PATIENCE).unwrap()
-}
-
 impl Setup {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let config = AdapterConfig { total_vfs: 4, ..AdapterConfig::new("nic0", directory.path()) };
-        let keywords = Keywords { sriov_preferred: true, num_vfs: Some(4), ..Keywords::default() };
-        let configuration = AdapterConfiguration { keywords, default_vport_queue_pairs: Some(1) };
-        let server = AdapterServer::start(config, configuration).unwrap();
-        let host = connect(directory.path(), "host");
-        Self { server, host, directory }
-    }
-
     fn stack(&self) -> RemoteSriovDevice {
         RemoteSriovDevice::open(connect(self.directory.path(), "stack"), PATIENCE).unwrap()
-    }
-
-    fn oid<T: NdisStructure>(&self, oid: Oid, kind: OidRequestKind, input: &T) -> Vec<u8> {
-        let completion = self.host.oid(kind, oid.code(), &input.emit(), 8192, PATIENCE).unwrap();
-        assert_eq!(NdisStatus(completion.status.0), NdisStatus::SUCCESS, "{}", oid.name());
-        completion.output
-    }
-
-    /// A VF without VPort, and its requestor id.
-    fn allocate_vf(&self, number: u8) -> (VfId, RequestorId) {
-        let parameters = VfParameters {
-            switch_id: SwitchId::DEFAULT,
-            owner: VfOwner {
-                vm_name: Name::new("vm").unwrap(),
-                vm_friendly_name: Name::new("vm").unwrap(),
-                nic_name: Name::new("nic").unwrap(),
-                permanent_mac: MacAddress::new(mac(number)),
-                current_mac: MacAddress::new(mac(number)),
-            },
-            vf_id: None,
-            requestor_id: None,
-        };
-        let answer = self.oid(Oid::NicSwitchAllocateVf, OidRequestKind::Method, &parameters);
-        let answer = VfParameters::parse(&answer).unwrap();
-        (answer.vf_id.unwrap(), answer.requestor_id.unwrap())
-    }
-
-    /// A VF with a VPort and a receive filter for its address, in the hands of a driver.
-    fn guest(&self, number: u8) -> End {
-        let (vf, _) = self.allocate_vf(number);
-        let vport = VPortParameters::new(FunctionId::Vf(vf), 1);
-        let answer = self.oid(Oid::NicSwitchCreateVport, OidRequestKind::Method, &vport);
-        let vport = VPortParameters::parse(&answer).unwrap().vport_id;
-        let matches = FilterMatch::untagged(MacAddress::new(mac(number)));
-        let filter = ReceiveFilterParameters::new(vport, matches);
-        self.oid(Oid::ReceiveFilterSetFilter, OidRequestKind::Method, &filter);
-        let socket = self.server.adapter().socket(FunctionId::Vf(vf));
-        End::open(DriverConfig::new(socket))
-    }
-
-    fn free_vf(&self, vf_id: VfId) {
-        let free = NicSwitchFreeVfParameters { vf_id };
-        self.oid(Oid::NicSwitchFreeVf, OidRequestKind::Set, &free);
     }
 
     /// Asks for a rebalance.
     fn rebalance(&self) -> SentRequest {
         let code = PrivateControl::Rebalance.code();
         self.host.send(Target::Private(code), &[], REBALANCE_CAPACITY).unwrap()
-    }
-
-    fn status(&self) -> AdapterStatus {
-        let code = PrivateControl::Status.code();
-        let answer = self.host.private(code, &[], STATUS_CAPACITY, PATIENCE).unwrap();
-        serde_json::from_slice(&answer).unwrap()
     }
 
     fn wait_for_phase(&self, phase: PnpPhase) {
@@ -144,20 +68,6 @@ fn exchange(from: &mut End, to: &mut End, addresses: (u8, u8), content: u8) {
     let sent = frame(mac(addresses.1), mac(addresses.0), &[content; 100]);
     from.send(&sent);
     assert_eq!(to.receive(), sent);
-}
-
-/// A driver rebuilds what its PF has reset.
-fn recover(end: &mut End) {
-    let start = Instant::now();
-    loop {
-        assert!(start.elapsed() < PATIENCE, "the driver was not told of a reset");
-        let events = end.control.poll_events(Instant::now()).unwrap();
-        if events.contains(&Event::ResetImpending) {
-            break;
-        }
-        std::thread::yield_now();
-    }
-    end.pairs = end.control.rebuild(std::mem::take(&mut end.pairs)).unwrap();
 }
 
 #[test]

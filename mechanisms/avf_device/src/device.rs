@@ -115,6 +115,12 @@ impl AvfDevice {
         self.vf.granted
     }
 
+    /// Whether a driver has begun since the last reset: it has negotiated the version, or asked for the VF's resources,
+    /// with which a driver begins whose VF was reset under it.
+    pub fn has_driver(&self) -> bool {
+        self.vf.version_told || self.vf.resources_told
+    }
+
     /// The queues that run, one bit each: TX and RX.
     pub fn running_queues(&self) -> (u32, u32) {
         self.vf.running()

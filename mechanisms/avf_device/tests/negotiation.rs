@@ -39,6 +39,27 @@ fn c21_versions_1_1_and_1_0_are_answered_in_kind_and_survive_a_vf_reset() {
 }
 
 #[test]
+fn a_driver_is_there_from_its_first_word_after_a_reset_to_the_next_reset() {
+    let mut g = on();
+    assert!(!g.device.has_driver());
+    g.ask(Request::Version(Version::V1_1)).unwrap();
+    assert!(g.device.has_driver());
+    g.send(Request::ResetVf);
+    assert!(!g.device.has_driver());
+    // F does not negotiate the version again.
+    g.start_mailbox(Order::LengthFirst);
+    assert!(!g.device.has_driver());
+    g.negotiate(RECOMMENDED_CAPABILITIES);
+    assert!(g.device.has_driver());
+    for kind in [ResetKind::Pf, ResetKind::Flr] {
+        let mut g = Guest::ready();
+        assert!(g.device.has_driver());
+        g.device.reset(kind, g.now, &mut g.host);
+        assert!(!g.device.has_driver(), "{kind:?}");
+    }
+}
+
+#[test]
 fn c22_resources_are_36_bytes_with_one_vsi_of_type_6_and_only_what_was_asked() {
     let mut g = on();
     g.ask(Request::Version(Version::V1_1)).unwrap();

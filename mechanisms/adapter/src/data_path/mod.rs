@@ -68,6 +68,11 @@ impl FunctionSlot {
     pub const fn vf(id: ndis_protocol::VfId) -> Self {
         Self(id.index() + 1)
     }
+
+    /// Its place among the functions.
+    pub(crate) const fn index(self) -> usize {
+        self.0
+    }
 }
 
 /// What the data path shares with a function's register file.
@@ -98,6 +103,7 @@ pub struct DataPath {
     /// Functions with RX queues that are enabled and have no buffers yet.
     starting: Vec<FunctionSlot>,
     on_link: Option<Box<dyn Fn(LinkState) + Send>>,
+    on_receiving: Option<Box<dyn Fn(FunctionSlot, bool) + Send>>,
 }
 
 impl DataPath {
@@ -118,12 +124,19 @@ impl DataPath {
             due: DueInterrupts::default(),
             starting: Vec::new(),
             on_link: None,
+            on_receiving: None,
         }
     }
 
     /// Whom to tell when the uplink's link changes. Called on the worker thread: it must not wait.
     pub fn on_link_change(&mut self, tell: impl Fn(LinkState) + Send + 'static) {
         self.on_link = Some(Box::new(tell));
+    }
+
+    /// Whom to tell whether frames are let into a function's queues, after whatever may have changed it. Called on the
+    /// worker thread: it must not wait.
+    pub fn on_receiving_change(&mut self, tell: impl Fn(FunctionSlot, bool) + Send + 'static) {
+        self.on_receiving = Some(Box::new(tell));
     }
 
     /// The NIC switch, to be changed between two bursts.
@@ -221,6 +234,9 @@ impl DataPath {
                 // A VPort in the list exists.
                 let _ = self.switch.set_receiving(vport, receiving);
             }
+        }
+        if let Some(tell) = &self.on_receiving {
+            tell(slot, receiving);
         }
     }
 

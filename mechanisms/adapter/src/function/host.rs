@@ -11,9 +11,12 @@ use avf_protocol::{
     virtchnl::{EthStats, LinkStatus},
 };
 
+use ndis_protocol::VfId;
+
 use crate::{
     clock::now_ns,
     data_path::{DataPathHandle, DataPathStopped, FunctionSlot},
+    vf_drivers::{DriverState, VfDrivers},
 };
 
 /// The link of the physical port, as all functions see it.
@@ -56,6 +59,18 @@ pub(crate) struct FunctionHost {
     pub(crate) data_path: DataPathHandle,
     pub(crate) link: Arc<SharedLink>,
     pub(crate) policy: FunctionPolicy,
+    pub(crate) drivers: Arc<VfDrivers>,
+    /// The VF's number; `None` is the PF.
+    pub(crate) vf: Option<VfId>,
+}
+
+impl FunctionHost {
+    /// Says what the function's driver does.
+    pub(crate) fn say(&self, state: DriverState) {
+        if let Some(vf) = self.vf {
+            self.drivers.say(vf, state);
+        }
+    }
 }
 
 impl VfHost for FunctionHost {

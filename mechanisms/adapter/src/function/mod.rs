@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use avf_device::{AvfDevice, InterruptVectors, ResetKind as AvfReset, VfConfig};
 use avf_protocol::registers::{RX_DOORBELL_PAGE, TX_DOORBELL_PAGE};
+use ndis_protocol::MacAddress;
 use pci_function::{Effect, PciFunction, ResetKind};
 use pcie_protocol::{BarIndex, PowerState};
 use shared_memory::{DmaMap, DoorbellPage, MemoryError, PAGE_SIZE, PageSize, SharedMapping};
 use vfio_user_protocol::{Errno, PciIrq, PciRegion, SparseMmapArea};
 use vfio_user_server::{IrqChange, PciFunctionDevice, Region, RegionMemory};
 
-use crate::{clock::now_ns, data_path::FunctionContext};
+use crate::{clock::now_ns, data_path::FunctionContext, vf_drivers::DriverState};
 
 pub(crate) use host::{FunctionHost, FunctionPolicy, SharedLink};
 
@@ -60,6 +61,8 @@ pub(crate) struct AvfFunction {
     doorbells: RegionMemory,
     /// What the client has mapped; the device sees it while it is a bus master.
     dma: DmaMap,
+    /// What was said of its driver last.
+    said: DriverState,
 }
 
 impl AvfFunction {
@@ -94,7 +97,18 @@ impl AvfFunction {
             offset: 0,
             areas: vec![page(TX_DOORBELL_PAGE), page(RX_DOORBELL_PAGE)],
         };
-        Ok(Self { name, config, device, host, interrupts, doorbells, dma: DmaMap::empty() })
+        let said = driver_state(&device, &host);
+        host.say(said);
+        Ok(Self { name, config, device, host, interrupts, doorbells, dma: DmaMap::empty(), said })
+    }
+
+    /// Says what the driver does, if that has changed.
+    fn say(&mut self) {
+        let state = driver_state(&self.device, &self.host);
+        if state != self.said {
+            self.said = state;
+            self.host.say(state);
+        }
     }
 
     /// Its interrupt vectors.
@@ -105,6 +119,7 @@ impl AvfFunction {
     /// Resets the function as its PF does, without asking the client.
     pub(crate) fn reset_by_pf(&mut self) {
         self.device.reset(AvfReset::Pf, now_ns(), &mut self.host);
+        self.say();
     }
 
     /// Function level reset: everything to power-on.
@@ -160,6 +175,7 @@ impl AvfFunction {
 
     fn flr(&mut self) {
         self.device.reset(AvfReset::Flr, now_ns(), &mut self.host);
+        self.say();
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -186,6 +202,8 @@ impl AvfFunction {
         if let Some(deadline) = due {
             avf_device::VfHost::interrupt_due(&mut self.host, deadline);
         }
+        // Requests that have waited for the bus were served.
+        self.say();
     }
 
     fn read_bar0(&mut self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
@@ -218,8 +236,17 @@ impl AvfFunction {
             let value = u32::from_le_bytes(*word);
             self.device.write(register, value, now_ns(), &mut self.host);
         }
+        self.say();
         Ok(())
     }
+}
+
+/// What a function's driver does, as far as its register file knows.
+fn driver_state(device: &AvfDevice, host: &FunctionHost) -> DriverState {
+    let settings = device.settings();
+    let mac = settings.primary_mac.as_ref().or(settings.unicast.first());
+    let mac = mac.map_or(host.policy.mac, |mac| MacAddress::new(mac.0));
+    DriverState { begun: device.has_driver(), mac }
 }
 
 impl Drop for AvfFunction {

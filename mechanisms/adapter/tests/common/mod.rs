@@ -1,6 +1,8 @@
 //! An adapter with VFs on its sockets, and ends that send and receive through the AVF driver.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::indexing_slicing)]
 
+pub mod setup;
+
 use std::time::{Duration, Instant};
 
 use adapter::{Adapter, AdapterConfig};

@@ -21,6 +21,8 @@ const QUEUES: usize = MAX_QUEUE_PAIRS as usize;
 pub(crate) struct VfState {
     /// Negotiated version; survives resets of the VF.
     pub(crate) version: Version,
+    /// VERSION was answered since the last reset.
+    pub(crate) version_told: bool,
     /// Capabilities granted since the last reset.
     pub(crate) granted: Capabilities,
     /// GET_VF_RESOURCES was answered since the last reset: the driver listens.
@@ -43,6 +45,7 @@ impl VfState {
     pub(crate) fn new(queue_pairs: u16, default_mac: MacAddress) -> Self {
         Self {
             version: Version::V1_0,
+            version_told: false,
             granted: Capabilities::NONE,
             resources_told: false,
             queue_pairs,

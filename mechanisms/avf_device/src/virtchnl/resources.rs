@@ -13,6 +13,7 @@ impl AvfDevice {
     /// The PF speaks 1.1, and 1.0 to those that speak no more.
     pub(super) fn negotiate_version(&mut self, version: Version) -> Result<Reply, Status> {
         self.vf.version = if version == Version::V1_0 { Version::V1_0 } else { Version::V1_1 };
+        self.vf.version_told = true;
         Ok(Reply::Version(self.vf.version))
     }
 
