@@ -263,13 +263,32 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn dma_map(&self, iova: u64, size: u64, fd: BorrowedFd<'_>, offset: u64) -> Result<()> {
-        let map = DmaMap {
-            argsz: u32::try_from(size_of::<DmaMap>()).unwrap_or_default(),
-            flags: DmaMap::FLAG_READ | DmaMap::FLAG_WRITE,
-            offset,
-            address: iova,
-            size,
-        };
+        self.announce(iova, size, DmaMap::FLAG_READ | DmaMap::FLAG_WRITE, (fd, offset))
+    }
+
+    /// The same for reading alone.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn dma_map_read_only(
+        &self,
+        iova: u64,
+        size: u64,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<()> {
+        self.announce(iova, size, DmaMap::FLAG_READ, (fd, offset))
+    }
+
+    fn announce(
+        &self,
+        address: u64,
+        size: u64,
+        flags: u32,
+        (fd, offset): (BorrowedFd<'_>, u64),
+    ) -> Result<()> {
+        let argsz = u32::try_from(size_of::<DmaMap>()).unwrap_or_default();
+        let map = DmaMap { argsz, flags, offset, address, size };
         self.call(&Request::DmaMap(map), &[fd]).map(|_| ())
     }
 

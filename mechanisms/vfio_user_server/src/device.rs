@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use shared_memory::DmaMap;
-use vfio_user_protocol::{Errno, PciIrq, PciRegion, SparseMmapArea};
+use vfio_user_protocol::{DmaAccess, Errno, PciIrq, PciRegion, SparseMmapArea};
 
 use crate::EventFd;
 
@@ -71,6 +71,21 @@ pub enum IrqChange {
     Unmask(Vec<u32>),
 }
 
+/// Memory that a client has announced to the function.
+#[derive(Debug)]
+pub struct DmaRange {
+    /// First DMA address, bytes.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What the function may do with it.
+    pub access: DmaAccess,
+    /// The file that the memory is of.
+    pub fd: OwnedFd,
+    /// Byte offset of the range in the file.
+    pub offset: u64,
+}
+
 /// A PCI function that can be served. The server calls it from its own thread, one call at a time, holding the
 /// lock it is shared by for the length of one message; other threads may lock it between messages.
 ///
@@ -94,6 +109,10 @@ pub trait PciFunctionDevice: Send {
 
     /// Writes `data.len()` bytes (at least 1) of a writable region; all are inside of it.
     fn region_write(&mut self, region: PciRegion, offset: u64, data: &[u8]) -> Result<(), Errno>;
+
+    /// The client has announced memory, which is in the map that [`Self::dma_map_changed`] brings next. For those who
+    /// announce it to somebody else; whoever accesses it needs nothing but the map.
+    fn dma_range_added(&mut self, _range: DmaRange) {}
 
     /// The function's DMA map is now `map`. Must return only once nothing uses the former map any more, since
     /// the client may reuse the memory after the answer (vfio-user §VFIO_USER_DMA_UNMAP). The device keeps a

@@ -1,10 +1,6 @@
 //! The DMA ranges of one client: bookkeeping, limits, and the function's DMA map.
 
-use std::{
-    collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, os::fd::AsFd, sync::Arc};
 
 use shared_memory::{Access, DmaAddress, DmaMap, DmaRegion, MemoryError, PAGE_SIZE, SharedMapping};
 use vfio_user_protocol::{DmaAccess, DmaUnmapTarget, Errno};
@@ -117,7 +113,7 @@ impl DmaTable {
         address: u64,
         size: u64,
         access: DmaAccess,
-        memory: Option<(OwnedFd, u64)>,
+        memory: Option<(impl AsFd, u64)>,
     ) -> Result<MapChange, DmaError> {
         let wrong = || DmaError::Range { address, size };
         let page = PAGE_SIZE as u64;
@@ -205,6 +201,8 @@ impl DmaTable {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use proptest::prelude::*;
     use shared_memory::{PageSize, create_memfd};
 
@@ -214,6 +212,8 @@ mod tests {
         DmaTable::new(Limits { dma_ranges: 4, dma_bytes: 1 << 20 }, Pool::process())
     }
 
+    const NOTHING: Option<(OwnedFd, u64)> = None;
+
     fn memory(pages: usize) -> Option<(OwnedFd, u64)> {
         Some((create_memfd("dma-table", pages * 4096, PageSize::Base).unwrap(), 0))
     }
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn ranges_without_memory_are_remembered_but_not_reachable() {
         let mut table = table();
-        let unchanged = table.add(0xE000_0000, 0x1000, DmaAccess::ReadWrite, None).unwrap();
+        let unchanged = table.add(0xE000_0000, 0x1000, DmaAccess::ReadWrite, NOTHING).unwrap();
         assert_eq!(unchanged, MapChange::Unchanged);
         assert!(table.map().regions().is_empty());
         let overlap = table.add(0xDFFF_F000, 0x2000, DmaAccess::Read, memory(2)).unwrap_err();
@@ -254,7 +254,7 @@ mod tests {
         for (address, size) in
             [(0, 0), (0, 100), (1, 0x1000), (u64::MAX - 0xFFF, 0x1000), (0x1000, u64::MAX - 0xFFF)]
         {
-            let error = table.add(address, size, DmaAccess::Read, None).unwrap_err();
+            let error = table.add(address, size, DmaAccess::Read, NOTHING).unwrap_err();
             assert_eq!(error.errno(), Errno::INVAL, "{address:#x}+{size:#x}");
         }
         let error = table.add(0, 0x2000, DmaAccess::Read, memory(1)).unwrap_err();

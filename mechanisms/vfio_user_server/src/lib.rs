@@ -24,10 +24,10 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use device::{IrqChange, PciFunctionDevice, Region, RegionMemory};
+pub use device::{DmaRange, IrqChange, PciFunctionDevice, Region, RegionMemory};
 pub use error::{DisconnectReason, ServerError};
 pub use event_fd::{EventFd, NotAnEventFd};
 pub use limits::Limits;
 pub use listening_socket::ListenError;
 pub use server::{ServerOptions, VfioUserServer, serve_connection};
-pub use vfio_user_protocol::{Errno, PciIrq, PciRegion, SparseMmapArea};
+pub use vfio_user_protocol::{DmaAccess, Errno, PciIrq, PciRegion, SparseMmapArea};

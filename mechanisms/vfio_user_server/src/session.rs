@@ -14,7 +14,8 @@ use vfio_user_protocol::{
 use zerocopy::IntoBytes;
 
 use crate::{
-    DisconnectReason, EventFd, IrqChange, Limits, NotAnEventFd, PciFunctionDevice, Region,
+    DisconnectReason, DmaRange, EventFd, IrqChange, Limits, NotAnEventFd, PciFunctionDevice,
+    Region,
     dma_table::{DmaTable, MapChange},
     limits::Pool,
 };
@@ -228,7 +229,13 @@ impl Active {
                 if fds.next().is_some() {
                     return Err(Errno::INVAL.into());
                 }
-                let change = self.dma.add(map.address, map.size, map.access()?, memory)?;
+                let access = map.access()?;
+                let shared = memory.as_ref().map(|(fd, offset)| (fd, *offset));
+                let change = self.dma.add(map.address, map.size, access, shared)?;
+                if let Some((fd, offset)) = memory {
+                    let (address, size) = (map.address, map.size);
+                    device.dma_range_added(DmaRange { address, size, access, fd, offset });
+                }
                 self.tell_of_map(device, change);
             }
             Request::DmaUnmap(unmap) => {
