@@ -399,12 +399,15 @@ fn show_adapter(adapter: &AdapterReport, line: &mut impl FnMut(usize, String)) {
         DataPath::Synthetic => "synthetic",
         DataPath::Vf => "VF",
     };
-    let kind = match adapter.kind {
-        AdapterKind::Synthetic => format!("state {}, data path {path}", adapter.state),
-        AdapterKind::Legacy => "emulated".to_owned(),
-        AdapterKind::VhostUser => "virtio-net by vhost-user".to_owned(),
-    };
-    line(4, kind);
+    let state = format!("state {}, data path {path}", adapter.state);
+    line(
+        4,
+        match adapter.kind {
+            AdapterKind::Synthetic => state,
+            AdapterKind::Legacy => "emulated".to_owned(),
+            AdapterKind::VhostUser => format!("virtio-net by vhost-user, {state}"),
+        },
+    );
     if let Some(vf) = &adapter.virtual_function {
         let vport = vf.vport.map(|vport| format!(", VPort {vport}")).unwrap_or_default();
         let (id, nic, at) = (vf.vf, &vf.nic, &vf.requestor_id);

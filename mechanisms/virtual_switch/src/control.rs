@@ -56,7 +56,7 @@ pub enum PrivateControl {
     /// [`PortName`] as JSON in, nothing out: the port and its channels are gone. STATUS_NOT_FOUND if it was not there.
     DeletePort = 3,
     /// [`PortCommand`] as JSON in, nothing out. STATUS_NOT_FOUND if there is no such port,
-    /// STATUS_INVALID_DEVICE_REQUEST if it is not synthetic.
+    /// STATUS_INVALID_DEVICE_REQUEST if it has no use for the command.
     PortCommand = 4,
     /// Nothing in, [`SwitchReport`] as JSON out. Pends until there is something that this client has not been told.
     /// STATUS_DEVICE_BUSY while another one of this client pends.
@@ -287,6 +287,24 @@ pub enum VfCommand {
         /// The request that is answered ([`PortReport::request`]): one that the switch has heard since stays open.
         request: u64,
     },
+    /// By which path the guest of a virtio-net takes frames: its driver is told nothing of its VF. For no other port.
+    GuestPath {
+        /// Which one.
+        path: VirtioNetPath,
+    },
+}
+
+/// By which path the guest of a virtio-net takes frames.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VirtioNetPath {
+    /// By its virtio-net.
+    #[default]
+    Synthetic,
+    /// By neither yet, or not any more: frames for it wait, for a second at most.
+    Moving,
+    /// By its VF.
+    Vf,
 }
 
 /// What has changed, as a whole.

@@ -53,5 +53,5 @@ pub use switch::{PortPolicy, PortStatistics, VirtualSwitch};
 pub use synthetic_port::SyntheticPort;
 pub use tulip_port::{TulipHandle, TulipPort};
 pub use uplink_port::UplinkPort;
-pub use vhost_user_port::VhostUserPort;
+pub use vhost_user_port::{GuestPath, VhostUserPort};
 pub use worker::{SwitchHandle, SwitchStopped, Worker};

@@ -80,4 +80,8 @@ pub trait Port: Send + Any {
     fn is_away(&self) -> bool {
         false
     }
+
+    /// Hands over what has waited here and goes by the uplink, in its order. Asked of a port that is away, after each
+    /// poll.
+    fn release(&mut self, _to_uplink: &mut dyn FnMut(&Frame<'_>)) {}
 }

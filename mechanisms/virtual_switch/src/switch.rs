@@ -296,6 +296,11 @@ impl VirtualSwitch {
             let (Some(id), Some(mut connected)) = (id, place) else { continue };
             worked |= self.poll_one(Ingress::VPort(id), &mut connected, now);
             connected.refresh(id, &mut self.table);
+            if connected.away {
+                connected.port.release(&mut |frame| {
+                    let _ = self.deliver(frame, Egress { vport: None, tci: frame.tci });
+                });
+            }
             if let Some(place) = self.ports.get_mut(index) {
                 *place = Some(connected);
             }

@@ -1,5 +1,7 @@
 //! Private controls of a VM worker: their codes and JSON payloads, for both ends of device control.
 //!
+//! Whatever else is the host side of a VM serves them too: so the virtualization stack drives them all alike.
+//!
 //! What the worker reports are levels: of each object the latest state that the client has not been told. A client that
 //! connects is told of all that is there; one that comes again has missed nothing that still matters.
 
@@ -15,7 +17,7 @@ pub enum PrivateControl {
     Status = 1,
     /// [`AdapterConfig`] as JSON in, nothing out: the VM has this synthetic NIC. It is offered to the guest whenever its
     /// switch is there. The same again changes nothing; another switch, port or address takes the NIC from the guest
-    /// and offers it anew.
+    /// and offers it anew. STATUS_NOT_SUPPORTED if guests of this host side have no NICs of that kind.
     SetAdapter = 2,
     /// [`AdapterNumber`] as JSON in, nothing out: the VM has this NIC no more. STATUS_NOT_FOUND if it had none.
     /// Devices of the adapter stay.
@@ -79,7 +81,9 @@ pub const MAX_MITIGATED_RANGES: usize = 256;
 /// Room that the answer of [`PrivateControl::Status`] may need, bytes.
 pub const STATUS_CAPACITY: usize = 128 << 10;
 /// Room that the answer of [`PrivateControl::NextReport`] may need, bytes.
-pub const REPORT_CAPACITY: usize = 1024;
+pub const REPORT_CAPACITY: usize = 4096;
+/// Length at most of why a VF could not be offered ([`DeviceState::OfferFailed`]), bytes: what is longer is cut.
+pub const MAX_CAUSE_LENGTH: usize = 512;
 /// Room that the answer of [`PrivateControl::ShutDownGuest`] may need, bytes.
 pub const SHUT_DOWN_CAPACITY: usize = 256;
 /// How long a guest has to answer that it shuts down, seconds, unless it is said otherwise; and at most.
@@ -100,6 +104,20 @@ pub struct AdapterConfig {
     pub port: String,
     /// Channels that the guest may open, the primary one included; at least 1.
     pub max_channels: u16,
+    /// What it is.
+    #[serde(default)]
+    pub kind: SyntheticNicKind,
+}
+
+/// What a synthetic NIC is.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyntheticNicKind {
+    /// A NetVSC, offered over VMBus.
+    #[default]
+    NetVsc,
+    /// A virtio-net, which whoever made the VM has connected to the switch.
+    VirtioNet,
 }
 
 /// Names a synthetic NIC.
@@ -150,6 +168,10 @@ pub struct OfferVf {
     /// Its mitigated ranges.
     #[serde(default)]
     pub mitigated_ranges: MitigatedRanges,
+    /// Address of the guest's NIC, as `00:15:5d:00:00:01`: the synthetic NIC that the guest joins the VF with has it too,
+    /// or it will not.
+    #[serde(default)]
+    pub mac: Option<String>,
 }
 
 /// Changes what of a device is mitigated.
@@ -241,6 +263,28 @@ pub enum WorkerReport {
         /// How it is.
         state: DeviceState,
     },
+    /// A synthetic NIC that is not a NetVSC, so that no switch knows how its driver is: a virtio-net. Told of each that
+    /// the guest has, and again when it changes, or has changed and is the same again. A guest that begins anew has none
+    /// that is ready until it is told so.
+    SyntheticNic {
+        /// Number of the adapter.
+        adapter: u32,
+        /// How its driver is.
+        state: SyntheticNicState,
+    },
+}
+
+/// How the guest's driver of a synthetic NIC that is not a NetVSC is.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyntheticNicState {
+    /// There is none, or it is not ready.
+    Closed,
+    /// It sends and receives.
+    Ready {
+        /// Whether it joins a VF with the NIC: VIRTIO_NET_F_STANDBY was agreed on.
+        failover: bool,
+    },
 }
 
 /// How the guest is.
@@ -258,7 +302,7 @@ pub enum GuestState {
 }
 
 /// How a device is.
-#[derive(Copy, Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Eq, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceState {
     /// The VF is being looked at; not reported.
@@ -269,11 +313,17 @@ pub enum DeviceState {
     OfferFailed {
         /// NTSTATUS.
         status: u32,
+        /// Why, and what to do, in one sentence, if more is known than the status says. At most [`MAX_CAUSE_LENGTH`].
+        #[serde(default)]
+        cause: Option<String>,
     },
     /// The guest's VPCI driver has opened the bus.
     BusOpened,
     /// A driver in the guest has put the device to work: an interrupt was routed to it.
     DeviceStarted,
+    /// The driver has enabled the VF's queues: the guest sends and receives by it. Back to [`Self::DeviceStarted`] when
+    /// it disables them, and no more when its guest begins anew. Only of guests whose synthetic NIC is no NetVSC; of the others NetVSC says which path they use.
+    InUse,
     /// The guest has given the device up, after it was asked. Nothing is mapped any more.
     EjectComplete,
     /// It is gone: nothing maps its BARs, nobody uses its VF. Told once to each client that is connected, then forgotten.

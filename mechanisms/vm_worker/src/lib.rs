@@ -20,7 +20,7 @@ mod event;
 mod link;
 mod log_budget;
 mod reply;
-mod reports;
+pub mod reports;
 mod retarget;
 mod server;
 mod vf;

@@ -286,7 +286,7 @@ fn what_was_never_offered_is_removed_and_what_cannot_be_offered_is_said() {
     }
     assert_eq!(
         vm.client.devices[&name(0, 2)],
-        DeviceState::OfferFailed { status: NtStatus::NO_SUCH_DEVICE.0 }
+        DeviceState::OfferFailed { status: NtStatus::NO_SUCH_DEVICE.0, cause: None }
     );
     assert!(!guest.has_offers());
     vm.client.offer(&good).unwrap();
@@ -323,6 +323,7 @@ fn no_more_devices_are_held_than_there_may_be() {
         nic: socket.clone(),
         vf: 0,
         mitigated_ranges: Default::default(),
+        mac: None,
     };
     for serial in 0..MAX_DEVICES as u32 {
         vm.client.offer(&offer(serial)).unwrap();

@@ -14,7 +14,7 @@ use virtual_switch::{
     control::{self, BufferKind, ChannelUpcall, PortConfig},
     server::{SwitchConfig, SwitchServer, control_socket},
 };
-use vm_worker::control::{AdapterConfig, MAX_ADAPTERS, PrivateControl};
+use vm_worker::control::{AdapterConfig, MAX_ADAPTERS, PrivateControl, SyntheticNicKind};
 
 #[test]
 fn a_nic_is_offered_once_its_switch_has_the_port_and_its_channel_is_opened_there() {
@@ -300,6 +300,7 @@ fn a_real_switch_takes_the_rings_and_gives_them_back() {
         switch: path,
         port: "web".to_owned(),
         max_channels: 4,
+        kind: SyntheticNicKind::NetVsc,
     };
     vm.client.set_adapter(&adapter);
     let offer = guest.nic(0);

@@ -67,7 +67,9 @@ pub enum VmState {
 }
 
 /// Kind of a VM network adapter.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(
+    Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterKind {
     /// The software NIC over VMBus.
@@ -75,7 +77,8 @@ pub enum AdapterKind {
     Synthetic,
     /// The emulated DEC 21140, which never has a VF (R9).
     Legacy,
-    /// A virtio-net by vhost-user: the synthetic path of a guest in QEMU, beside which no VF is placed.
+    /// A virtio-net by vhost-user: the synthetic path of a guest in QEMU. There is no NetVSP: a VF becomes the guest's
+    /// path when its driver puts it to work, and is left when it is given up.
     #[serde(rename = "vhost-user")]
     VhostUser,
 }

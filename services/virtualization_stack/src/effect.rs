@@ -33,7 +33,8 @@ pub enum Effect {
         /// Which NIC.
         nic: NicId,
     },
-    /// Tell the NetVSP end of an adapter, in its switch. Without one there is nothing to be done.
+    /// Tell the NetVSP end of an adapter, in its switch. Without one there is nothing to be done: so with an
+    /// [`AdapterKind::VhostUser`](crate::AdapterKind::VhostUser).
     NetVsp {
         /// Whose.
         adapter: AdapterId,

@@ -117,12 +117,14 @@ impl Default for NicSurvey {
     }
 }
 
-/// What the NetVSP end of an adapter reports.
+/// What the NetVSP end of an adapter reports. An [`AdapterKind::VhostUser`](crate::AdapterKind::VhostUser) has none: the
+/// partition's host side says how its virtio-net's driver is, and which path it uses follows from what its VF's does.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum NetVspReport {
     /// The guest's NetVSC has come up: RNDIS is initialized, data may flow.
     Ready {
-        /// Whether it speaks a version with SR-IOV, and the configuration it was sent has SR-IOV on.
+        /// Whether it speaks a version with SR-IOV, and the configuration it was sent has SR-IOV on; of a virtio-net,
+        /// whether VIRTIO_NET_F_STANDBY was agreed on.
         sriov: bool,
     },
     /// The guest's NetVSC has closed its channel.
@@ -133,12 +135,17 @@ pub enum NetVspReport {
 }
 
 /// What the VPCI end of an adapter reports.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum VpciReport {
     /// The device is offered to the guest.
     Offered,
     /// The device could not be offered, and nothing of it is left.
-    OfferFailed(NtStatus),
+    OfferFailed {
+        /// How it ended.
+        status: NtStatus,
+        /// Why, and what to do, in one sentence, if the host side knows more than the status says.
+        cause: Option<String>,
+    },
     /// The guest's VPCI driver has opened the bus.
     BusOpened,
     /// A driver in the guest has put the device to work.

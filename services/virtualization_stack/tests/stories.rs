@@ -33,6 +33,10 @@ struct Story {
 
 impl Story {
     fn new(config: StackConfig) -> Self {
+        Self::of(AdapterKind::Synthetic, config)
+    }
+
+    fn of(kind: AdapterKind, config: StackConfig) -> Self {
         let mut story = Self {
             stack: Stack::new(config),
             now: Time::ZERO,
@@ -43,14 +47,26 @@ impl Story {
             events: Vec::new(),
         };
         let name = Name::new("vm1").unwrap();
-        let kind = SwitchKind::External { nic: NIC, teamed: false };
-        let config = SwitchConfig { name: "external".into(), kind, iov_enabled: true };
+        let external = SwitchKind::External { nic: NIC, teamed: false };
+        let config = SwitchConfig { name: "external".into(), kind: external, iov_enabled: true };
         story.tell(Input::SwitchSet(SWITCH, config));
         story.tell(Input::SwitchStarted(SWITCH));
         story.tell(Input::VmSet(VM, VmConfig { name: name.clone(), friendly_name: name }));
         story.tell(Input::VmState(VM, VmState::Running));
-        story.tell(Input::AdapterSet(ADAPTER, adapter()));
+        story.tell(Input::AdapterSet(ADAPTER, AdapterConfig { kind, ..adapter() }));
         story.tell(Input::NetVsp(ADAPTER, NetVspReport::Ready { sriov: true }));
+        story
+    }
+
+    /// A guest with a virtio-net, on its VF.
+    fn active_with_virtio_net() -> Self {
+        let mut story = Self::of(AdapterKind::VhostUser, StackConfig::default());
+        story.tell(Input::NicConnected(NIC));
+        story.vpci(VpciReport::Offered);
+        story.vpci(VpciReport::DeviceStarted);
+        story.asks(DataPath::Vf);
+        assert_eq!((story.state().as_str(), story.codes()), ("Active: resting", vec![]));
+        story.said.clear();
         story
     }
 
@@ -298,6 +314,90 @@ fn a_guest_that_leaves_its_vf_only_when_that_is_ejected_is_asked_to_leave_once()
     story.said.clear();
     weigh(&mut story, 0);
     assert_eq!(story.said, ["VfLost { serial: serial 2 }", "Eject"]);
+}
+
+#[test]
+fn a_guest_with_a_virtio_net_leaves_its_vf_by_giving_it_up() {
+    let mut story = Story::active_with_virtio_net();
+    let config = AdapterConfig { iov_weight: 0, kind: AdapterKind::VhostUser, ..adapter() };
+    story.tell(Input::AdapterSet(ADAPTER, config));
+    assert_eq!(story.said, ["VfLost { serial: serial 1 }", "Eject"]);
+    story.said.clear();
+    // Its driver stops, whatever the virtio-net's does, and the NIC's frames are for the switch again.
+    story.tell(Input::NetVsp(ADAPTER, NetVspReport::Closed));
+    story.asks(DataPath::Synthetic);
+    assert_eq!(story.state(), "Revoking: eject");
+    story.vpci(VpciReport::EjectComplete);
+    story.vpci(VpciReport::Removed);
+    assert_eq!(
+        story.said,
+        [
+            "OID_RECEIVE_FILTER_MOVE_FILTER",
+            "CompleteSwitch { active: Synthetic }",
+            "Remove { surprise: false }",
+            "OID_NIC_SWITCH_DELETE_VPORT",
+            "OID_SRIOV_RESET_VF",
+            "OID_NIC_SWITCH_FREE_VF",
+        ]
+    );
+}
+
+#[test]
+fn a_guest_with_a_virtio_net_that_does_not_give_its_vf_up_loses_it() {
+    let mut story = Story::active_with_virtio_net();
+    let config = AdapterConfig { iov_weight: 0, kind: AdapterKind::VhostUser, ..adapter() };
+    story.tell(Input::AdapterSet(ADAPTER, config));
+    story.pass(60);
+    assert_eq!(story.said.last().unwrap(), "Remove { surprise: true }");
+    // That its path is gone shows by the device.
+    story.asks(DataPath::Synthetic);
+    story.vpci(VpciReport::Removed);
+    assert_eq!(story.codes(), ["WeightZero"]);
+    assert_eq!(story.state(), "Synthetic: resting");
+}
+
+#[test]
+fn a_guest_with_a_virtio_net_that_starts_anew_is_on_its_vf_when_that_s_driver_is_up() {
+    let mut story = Story::active_with_virtio_net();
+    story.tell(Input::GuestReset(VM));
+    assert_eq!(story.said, ["OID_RECEIVE_FILTER_MOVE_FILTER"]);
+    assert_eq!(
+        (story.state().as_str(), story.codes()),
+        ("Offered: waiting", vec!["InProgress".into()])
+    );
+    // Its switch matters as little as in which order its drivers come up.
+    story.tell(Input::SwitchStopped(SWITCH));
+    story.vpci(VpciReport::DeviceStarted);
+    story.asks(DataPath::Vf);
+    assert_eq!((story.state().as_str(), story.codes()), ("Active: resting", vec![]));
+    story.tell(Input::NetVsp(ADAPTER, NetVspReport::Ready { sriov: true }));
+    story.tell(Input::SwitchStarted(SWITCH));
+    story.tell(Input::SwitchStopped(SWITCH));
+    assert_eq!((story.state().as_str(), story.codes()), ("Active: resting", vec![]));
+    story.tell(Input::NetVsp(ADAPTER, NetVspReport::Ready { sriov: false }));
+    let Some(Reason::GuestUnsupported { lacks }) = story.stack.reasons(ADAPTER).pop() else {
+        panic!("{:?}", story.codes());
+    };
+    assert_eq!(lacks, GuestGap::VirtioNetWithoutStandby);
+    assert_eq!(story.state(), "Revoking: eject");
+}
+
+#[test]
+fn a_guest_that_starts_anew_while_its_filters_move_is_still_waited_for() {
+    let mut story = Story::active_with_virtio_net();
+    let move_filter = "OID_RECEIVE_FILTER_MOVE_FILTER";
+    story.refuses = Some((move_filter, CallError::Ndis(NdisStatus::FAILURE)));
+    story.tell(Input::GuestReset(VM));
+    story.tell(Input::NetVsp(ADAPTER, NetVspReport::Ready { sriov: true }));
+    assert_eq!(story.state(), "Active: leaving");
+    story.refuses = None;
+    story.pass(5);
+    assert_eq!(
+        (story.state().as_str(), story.codes()),
+        ("Offered: waiting", vec!["InProgress".into()])
+    );
+    story.pass(55);
+    assert_eq!(story.codes(), ["GuestNoVfDriver"]);
 }
 
 #[test]

@@ -15,11 +15,12 @@ use shared_memory::DmaMap;
 
 use super::reports::{Desk, Listener, News, Waiting};
 use crate::{
-    AvfUplink, Port as SwitchPort, PortPolicy, SwitchHandle, SwitchStopped, SyntheticPort,
-    TulipPort, VhostUserPort, VirtualSwitch,
+    AvfUplink, GuestPath, Port as SwitchPort, PortPolicy, SwitchHandle, SwitchStopped,
+    SyntheticPort, TulipPort, VhostUserPort, VirtualSwitch,
     control::{
         ChannelUpcall, DataPath, GuestState, MAX_CHANNELS, MAX_PORT_NAME, MAX_PORTS, PortCommand,
-        PortConfig, PortKind, PortName, PortReport, UplinkReport, VfCommand,
+        PortConfig, PortKind, PortName, PortReport, UplinkReport, VfCommand, VirtioNetPath,
+        VlanMode,
     },
 };
 
@@ -176,6 +177,10 @@ impl Port {
 
     pub(super) fn is_of(&self, desk: &Arc<Desk>) -> bool {
         matches!(&self.behind, Behind::Synthetic(port) if Arc::ptr_eq(&port.desk, desk))
+    }
+
+    const fn is_virtio_net(&self) -> bool {
+        matches!(self.behind, Behind::VhostUser)
     }
 
     fn synthetic(&mut self) -> Option<&mut Synthetic> {
@@ -436,10 +441,16 @@ impl Ports {
     /// Tells a port about its VF.
     pub(super) fn command(&self, command: &PortCommand) -> Result<(), NtStatus> {
         let mut state = self.lock();
+        if let VfCommand::GuestPath { path } = command.command
+            && state.ports.get(&command.port).is_some_and(Port::is_virtio_net)
+        {
+            return self.guest_path(&state, &command.port, path);
+        }
         let requests_before = state.synthetic(&command.port)?.requests_before;
         let told = match command.command {
             VfCommand::VfAvailable { serial } => server::VfCommand::Available { serial },
             VfCommand::VfLost { serial } => server::VfCommand::Lost { serial },
+            VfCommand::GuestPath { .. } => return Err(NtStatus::INVALID_DEVICE_REQUEST),
             VfCommand::SwitchDataPath { to: DataPath::Synthetic } => server::VfCommand::Leave,
             // A guest takes the VF by itself.
             VfCommand::SwitchDataPath { to: DataPath::Vf } => {
@@ -454,6 +465,28 @@ impl Ports {
         self.change(&state, &command.port, move |port| port.nic().vf_command(told))?;
         self.look_at(&mut state, &command.port);
         Ok(())
+    }
+
+    /// Notes by which path the guest of a virtio-net takes frames.
+    fn guest_path(&self, state: &State, name: &str, path: VirtioNetPath) -> Result<(), NtStatus> {
+        let port = state.ports.get(name).ok_or(NtStatus::NOT_FOUND)?;
+        let path = match path {
+            VirtioNetPath::Synthetic => GuestPath::Synthetic,
+            VirtioNetPath::Moving => GuestPath::Moving,
+            VirtioNetPath::Vf => GuestPath::Vf,
+        };
+        let vlan = match port.config.vlan {
+            VlanMode::Access { vlan } => Some(vlan),
+            _ => None,
+        };
+        let id = port.id;
+        let noted = self.switch.run(move |switch| {
+            if let Some(port) = switch.port::<VhostUserPort>(id) {
+                port.set_path(path, vlan);
+            }
+            switch.refresh(id);
+        });
+        noted.map_err(stopped)
     }
 
     /// Changes a synthetic port between two rounds of the switch, which sees at once what has become of it.

@@ -30,10 +30,10 @@ impl Seen {
         let port = switch.port::<SyntheticPort>(id);
         let path = port.as_ref().map(|port| port.nic_state().control().data_path());
         let mut channels = port.map_or(0, |port| port.open_channels());
-        let away = path == Some(nvsp::DataPath::Vf);
+        let mut away = path == Some(nvsp::DataPath::Vf);
         let mut up = switch.port::<TulipPort>(id).is_some_and(|port| port.is_receiving());
         if let Some(port) = switch.port::<VhostUserPort>(id) {
-            (channels, up) = (port.open_pairs(), port.is_receiving());
+            (channels, up, away) = (port.open_pairs(), port.is_receiving(), port.is_away());
         }
         Self { statistics, channels, away, up }
     }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use netvsp::ReceiveMetadata;
 use offload::L4Protocol;
 use shared_memory::{PageSize, SharedMapping};
 use tempfile::TempDir;
@@ -22,11 +23,14 @@ use vhost_user_net::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    End, MemoryPort, Packet, frame, id, mac,
+    Arrived, End, MemoryPort, Packet, frame, id, mac,
     offloads::{checksum, is_whole, segmentation, tcp},
     policy,
 };
-use crate::{Port, PortPolicy, PortStatistics, SwitchHandle, VhostUserPort, VirtualSwitch, Worker};
+use crate::{
+    GuestPath, Offloads, Port, PortPolicy, PortStatistics, SwitchHandle, VhostUserPort,
+    VirtualSwitch, Worker,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GUEST: u64 = 0x10_0000;
@@ -530,4 +534,86 @@ fn a_migration_learns_what_was_written_and_memory_may_be_added_meanwhile() {
     // The memory with its rings cannot go.
     assert!(guest.frontend.remove_mem_region(&guest.region()).is_err());
     vm.seen(false);
+}
+
+/// A VM whose switch has an uplink of memory, and a guest that receives.
+fn with_uplink() -> (Vm, Guest, End) {
+    let vm = Vm::new(1, policy(3));
+    let uplink = End::default();
+    let port = MemoryPort(uplink.clone());
+    vm.switch().run(|switch| drop(switch.set_uplink(Some(Box::new(port))))).unwrap();
+    let guest = vm.boot(PLAIN, 1);
+    (vm, guest, uplink)
+}
+
+fn set_path(vm: &Vm, path: GuestPath) {
+    let changed = vm.switch().run(move |switch| {
+        switch.port::<VhostUserPort>(id(2)).unwrap().set_path(path, Some(7));
+        switch.refresh(id(2));
+    });
+    changed.unwrap();
+}
+
+fn wait_for(vm: &Vm, end: &End, count: usize) -> Vec<Arrived> {
+    let start = Instant::now();
+    let mut arrived = Vec::new();
+    while arrived.len() < count {
+        assert!(start.elapsed() < PATIENCE, "{} of {count} frames came", arrived.len());
+        vm.switch().run(|_| ()).unwrap();
+        arrived.extend(end.take());
+    }
+    arrived
+}
+
+#[test]
+fn frames_wait_while_a_guest_takes_its_vf_and_go_to_it_in_order() {
+    let (vm, mut guest, uplink) = with_uplink();
+    set_path(&vm, GuestPath::Moving);
+    for number in 0..3 {
+        vm.send(Packet::plain(&back(&[number; 50])));
+    }
+    vm.switch().run(|_| ()).unwrap();
+    assert!(guest.try_receive().is_none() && uplink.take().is_empty());
+    set_path(&vm, GuestPath::Vf);
+    vm.send(Packet::plain(&back(&[3; 50])));
+    let arrived = wait_for(&vm, &uplink, 4);
+    for (number, frame) in arrived.iter().enumerate() {
+        assert_eq!(frame.bytes, back(&[number as u8; 50]));
+    }
+    // What waited is in the guest's VLAN; a port that is away has its VLAN mode for the others.
+    assert_eq!(arrived[0].tci, Some(7));
+    assert!(guest.try_receive().is_none());
+}
+
+#[test]
+fn frames_that_come_back_from_a_vf_that_stops_wait_until_the_guest_is_on_its_virtio_net() {
+    let (vm, mut guest, uplink) = with_uplink();
+    set_path(&vm, GuestPath::Moving);
+    set_path(&vm, GuestPath::Vf);
+    let offloads = Offloads::Known(ReceiveMetadata::default());
+    for number in 0..3 {
+        let pieces = vec![back(&[number; 50])];
+        uplink.send(Packet { pieces, tci: None, offloads });
+        vm.switch().run(|_| ()).unwrap();
+    }
+    assert!(guest.try_receive().is_none() && uplink.take().is_empty());
+    set_path(&vm, GuestPath::Moving);
+    vm.send(Packet::plain(&back(&[3; 50])));
+    assert!(guest.try_receive().is_none());
+    set_path(&vm, GuestPath::Synthetic);
+    for number in 0..4 {
+        assert_eq!(guest.receive().2, back(&[number; 50]));
+    }
+    vm.send(Packet::plain(&back(&[4; 50])));
+    assert_eq!(guest.receive().2, back(&[4; 50]));
+    assert!(uplink.take().is_empty());
+}
+
+#[test]
+fn frames_do_not_wait_for_a_driver_that_never_comes() {
+    let (vm, mut guest, _uplink) = with_uplink();
+    set_path(&vm, GuestPath::Moving);
+    vm.send(Packet::plain(&back(&[1; 50])));
+    // By itself, in its time.
+    assert_eq!(guest.receive().2, back(&[1; 50]));
 }

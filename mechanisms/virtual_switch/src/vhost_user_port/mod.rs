@@ -8,6 +8,7 @@
 //!
 //! What the front-end wants of the rings (start, stop, other memory) is done by the switch's thread between two rounds.
 
+mod held;
 mod offloads;
 mod steering;
 
@@ -24,7 +25,7 @@ use owner_thread::{Inbox, inbox};
 use shared_memory::SharedSlice;
 use vhost_user_net::{Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, VhostUserServer};
 
-use self::{offloads::Passed, steering::Steering};
+use self::{held::Held, offloads::Passed, steering::Steering};
 use crate::{Frame, NotDelivered, Offloads, Port, ServeError, Staging, finish::finish};
 
 /// Packets of one queue in one round.
@@ -45,6 +46,26 @@ pub struct VhostUserPort {
     /// For headers of the guest's that do not go on as they are.
     staging: Staging,
     steering: Steering,
+    path: GuestPath,
+    /// From the first time on that the guest has a VF.
+    held: Option<Held>,
+    /// Those that wait are the VF's.
+    to_vf: bool,
+    /// The VLAN that the guest is in without knowing.
+    vlan: Option<u16>,
+}
+
+/// By which path the guest of a virtio-net takes frames.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub enum GuestPath {
+    /// By its virtio-net.
+    #[default]
+    Synthetic,
+    /// By neither yet, or not any more: a VF's driver is there, and does not receive. Frames wait, for a second at most.
+    Moving,
+    /// By a VF. Frames go out by the uplink; what comes from there all the same waits, as above: the VF does not receive
+    /// any more.
+    Vf,
 }
 
 impl VhostUserPort {
@@ -60,7 +81,44 @@ impl VhostUserPort {
         let (handle, inbox) = inbox().map_err(ServeError::of(KIND, "its inbox"))?;
         let server = VhostUserServer::bind(socket, name, handle, pairs)
             .map_err(ServeError::of(KIND, "its socket or thread"))?;
-        Ok(Self { device, inbox, server, staging, steering: Steering::default() })
+        Ok(Self {
+            device,
+            inbox,
+            server,
+            staging,
+            steering: Steering::default(),
+            path: GuestPath::default(),
+            held: None,
+            to_vf: false,
+            vlan: None,
+        })
+    }
+
+    /// Says by which path the guest takes frames, and in which VLAN it is without knowing.
+    pub fn set_path(&mut self, path: GuestPath, vlan: Option<u16>) {
+        if path != GuestPath::Synthetic && self.held.is_none() {
+            // Without, frames of a move are lost.
+            self.held =
+                Held::new().inspect_err(|error| tracing::warn!(%error, "frames cannot wait")).ok();
+        }
+        self.to_vf |= (self.path, path) == (GuestPath::Moving, GuestPath::Vf);
+        (self.path, self.vlan) = (path, vlan);
+    }
+
+    /// Gives the guest's driver what has waited for it, or for long enough.
+    fn release_to_guest(&mut self, now: Instant) -> bool {
+        let Self { device, held: Some(held), path, to_vf, .. } = self else { return false };
+        let late = held.until().is_some_and(|until| until <= now);
+        if held.is_empty() || *to_vf || !(late || *path == GuestPath::Synthetic) {
+            return false;
+        }
+        // What it has no buffer for is lost, as it would have been before.
+        held.release(|frame| {
+            let _ =
+                put(device, 0, (frame.head, frame.pieces), frame.tci, &PacketOffload::default());
+        });
+        device.flush();
+        true
     }
 
     /// Whether a front-end is connected to the socket.
@@ -129,10 +187,12 @@ fn forward_nothing(forward: &mut dyn FnMut(&Frame<'_>)) {
 }
 
 impl Port for VhostUserPort {
-    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+        let released = self.release_to_guest(now);
         let Self { device, inbox, staging, steering, .. } = self;
         // The server, which sends to it, is there as long as the port is.
         let mut worked = inbox.serve(device) == Some(true);
+        worked |= released;
         let receiving = receiving_pairs(device);
         for pair in 0..device.pairs() {
             let packets = device.transmitted(pair, BURST, |sent| match sent {
@@ -152,6 +212,16 @@ impl Port for VhostUserPort {
     fn deliver(&mut self, frame: &Frame<'_>, staging: &mut Staging) -> Result<(), NotDelivered> {
         if !self.is_receiving() {
             return Err(NotDelivered::NotWanted);
+        }
+        if self.path != GuestPath::Synthetic
+            && let Some(held) = &mut self.held
+        {
+            let kept = finish(frame, staging, |finished| {
+                if held.take(finished, frame.tci) { Ok(()) } else { Err(NotDelivered::NoBuffer) }
+            });
+            if kept.is_ok() {
+                return kept;
+            }
         }
         let Self { device, steering, .. } = self;
         let pair = match receiving_pairs(device) {
@@ -193,6 +263,23 @@ impl Port for VhostUserPort {
 
     fn is_receiving(&self) -> bool {
         self.device.is_receiving(0)
+    }
+
+    fn is_away(&self) -> bool {
+        self.path == GuestPath::Vf
+    }
+
+    fn release(&mut self, to_uplink: &mut dyn FnMut(&Frame<'_>)) {
+        if std::mem::take(&mut self.to_vf)
+            && let Some(held) = &mut self.held
+        {
+            let vlan = self.vlan;
+            held.release(|frame| to_uplink(&Frame { tci: vlan.or(frame.tci), ..*frame }));
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.held.as_ref()?.until()
     }
 }
 

@@ -124,14 +124,15 @@ impl Device {
                 let DeviceName { adapter, serial } = self.name;
                 tracing::info!(adapter, serial, ?state, "a device of the guest");
             }
-            self.state = state;
+            self.state = state.clone();
             cx.reports.device(self.name, state);
         }
     }
 
     /// Leaves the VF; then the device is what `end` says.
     fn close(&mut self, end: DeviceState, cx: &mut Cx) {
-        match std::mem::replace(&mut self.phase, Phase::Closing { end }) {
+        let closing = Phase::Closing { end: end.clone() };
+        match std::mem::replace(&mut self.phase, closing) {
             Phase::Opening(_) => {}
             Phase::Live(live) => {
                 cx.nics.forget(self.nic, self.offer.vf);
@@ -153,7 +154,7 @@ impl Device {
 
     fn gone(&mut self, cx: &mut Cx) {
         let end = match &self.phase {
-            Phase::Closing { end } => *end,
+            Phase::Closing { end } => end.clone(),
             // Nobody has asked it to close.
             _ => DeviceState::Removed,
         };
@@ -164,7 +165,7 @@ impl Device {
 
     /// The device cannot be offered.
     fn fail(&mut self, status: NtStatus, cx: &mut Cx) {
-        self.close(DeviceState::OfferFailed { status: status.0 }, cx);
+        self.close(DeviceState::OfferFailed { status: status.0, cause: None }, cx);
     }
 
     /// News of the VF.
@@ -326,6 +327,13 @@ impl Device {
     pub(super) fn status(&self) -> DeviceStatus {
         let DeviceName { adapter, serial } = self.name;
         let (bars, vectors) = self.live().map(Live::claims).unwrap_or_default();
-        DeviceStatus { adapter, serial, vf: self.offer.vf, state: self.state, bars, vectors }
+        DeviceStatus {
+            adapter,
+            serial,
+            vf: self.offer.vf,
+            state: self.state.clone(),
+            bars,
+            vectors,
+        }
     }
 }

@@ -29,11 +29,11 @@ use crate::{
     control::{
         AdapterConfig, AdapterNumber, DeviceName, DeviceState, GuestState, MAX_ADAPTERS,
         MAX_DEVICES, MAX_MITIGATED_RANGES, MitigatedRanges, OfferVf, PrivateControl, RemoveVf,
-        ReplaceMitigatedRanges, WorkerStatus,
+        ReplaceMitigatedRanges, SyntheticNicKind, WorkerStatus,
     },
     event::{Event, Events},
     link::LinkEvent,
-    reports::Reports,
+    reports::{Reports, first_life},
 };
 use adapter::Adapter;
 use device::{Device, Said};
@@ -78,14 +78,6 @@ impl Cx {
         self.numbers += 1;
         self.numbers
     }
-}
-
-/// Nanoseconds since the machine was started, of which a guest needs more than one to begin anew.
-fn first_life() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// The worker.
@@ -294,9 +286,9 @@ impl Worker {
         let Self { cx, adapters, devices, .. } = self;
         match event {
             Event::Connected(client) => {
-                let devices = devices.values().map(|device| (device.name, device.state));
+                let devices = devices.values().map(|device| (device.name, device.state.clone()));
                 let guest = (self.guest, cx.first_life.saturating_add(self.restarts));
-                cx.reports.connected(client.id, guest, devices);
+                cx.reports.connected(client.id, guest, devices, []);
             }
             Event::Disconnected(client) => cx.reports.disconnected(client),
             Event::Cancelled(client, id) => {
@@ -450,6 +442,9 @@ impl Worker {
     }
 
     fn set_adapter(&mut self, config: AdapterConfig) -> Result<(), NtStatus> {
+        if config.kind != SyntheticNicKind::NetVsc {
+            return Err(NtStatus::NOT_SUPPORTED);
+        }
         let named = (1..=MAX_PORT_NAME).contains(&config.port.len());
         if !named || config.max_channels == 0 || config.mac.parse::<MacAddress>().is_err() {
             return Err(NtStatus::INVALID_PARAMETER);

@@ -155,8 +155,9 @@ impl Client {
             }
             WorkerReport::Device { adapter, serial, state } => {
                 let name = DeviceName { adapter: *adapter, serial: *serial };
-                self.devices.insert(name, *state);
+                self.devices.insert(name, state.clone());
             }
+            WorkerReport::SyntheticNic { .. } => {}
         }
         self.reports.push(report.clone());
         Some(report)

@@ -100,6 +100,7 @@ impl Nic {
             nic: control_socket(self.directory.path()),
             vf,
             mitigated_ranges: Default::default(),
+            mac: None,
         }
     }
 }

@@ -124,6 +124,7 @@ impl Switch {
             switch: self.path.clone(),
             port: port.to_owned(),
             max_channels: 4,
+            kind: vm_worker::control::SyntheticNicKind::NetVsc,
         }
     }
 }

@@ -168,7 +168,14 @@ impl Runtime {
         self.step(Input::VmSet(id, config))?;
         self.names.vms.insert(id, settings.name.clone());
         let (name, socket) = (settings.name.clone(), settings.socket.clone());
-        let vm = Vm { name, socket, state: VmState::Off, life: 0, told: Default::default() };
+        let vm = Vm {
+            name,
+            socket,
+            state: VmState::Off,
+            life: 0,
+            told: Default::default(),
+            synthetic_nics: Default::default(),
+        };
         self.vms.insert(id, vm);
         self.connect(Peer::Vm(id), settings.socket.clone(), Duration::ZERO);
         Ok(true)
@@ -212,8 +219,11 @@ impl Runtime {
             request: 0,
             port_error: None,
             offered: None,
+            in_use: false,
+            path: None,
         };
         self.adapters.insert(id, adapter);
+        self.tell_synthetic_nic(vm, number, None);
         Ok(true)
     }
 

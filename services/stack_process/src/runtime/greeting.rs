@@ -94,7 +94,7 @@ impl Runtime {
         vm: VmId,
         adapter: u32,
         serial: u32,
-        state: DeviceState,
+        state: &DeviceState,
     ) -> bool {
         let key = (vm, (adapter, serial));
         let Some(greeting) = self.greeting.as_mut() else { return false };

@@ -17,8 +17,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use device_control::DriverName;
 use virtual_switch::control::UplinkReport;
 use virtualization_stack::{
-    AdapterId, Effect, Input, NetVspCommand, NetVspReport, NicId, Stack, StackConfig, StackError,
-    Time, VfSerial, VmId, VmState, VmSwitchId, VpciCommand,
+    AdapterId, AdapterKind, Effect, Input, NetVspCommand, NetVspReport, NicId, Stack, StackConfig,
+    StackError, Time, VfSerial, VmId, VmState, VmSwitchId, VpciCommand,
 };
 
 use crate::Configuration;
@@ -44,6 +44,9 @@ struct Vm {
     life: u64,
     /// What its host side was told of its adapters on this connection.
     told: BTreeMap<u32, vm_worker::control::AdapterConfig>,
+    /// How the drivers of its virtio-nets are, by number, as its host side said last on this connection, in this life of
+    /// the guest.
+    synthetic_nics: BTreeMap<u32, vm_worker::control::SyntheticNicState>,
 }
 
 /// A switch.
@@ -76,6 +79,17 @@ struct Adapter {
     port_error: Option<String>,
     /// The VF that its VM's host side was told to offer, and that is not reported gone.
     offered: Option<VfSerial>,
+    /// The guest of a virtio-net sends and receives by that VF, as its host side said last.
+    in_use: bool,
+    /// By which path the guest of a virtio-net takes frames, as its VM's host side said last, if it did.
+    path: Option<virtual_switch::control::VirtioNetPath>,
+}
+
+impl Adapter {
+    /// Whether its synthetic NIC is a virtio-net: its port has no NetVSP, and its VM's host side says how it is.
+    fn is_virtio_net(&self) -> bool {
+        self.settings.kind == AdapterKind::VhostUser
+    }
 }
 
 /// What a port last reported.

@@ -8,7 +8,7 @@ use device_control::{Completion, Target};
 use virtual_switch::control::{
     DataPath as PortPath, GuestState, PortCommand, PortConfig, PortKind, PortName, PortReport,
     PrivateControl, REPORT_CAPACITY, STATUS_CAPACITY, SocketIdentity, SwitchReport, SwitchStatus,
-    UplinkReport, VfCommand,
+    UplinkReport, VfCommand, VirtioNetPath,
 };
 use virtualization_stack::{
     AdapterId, AdapterKind, DataPath, Input, NetVspCommand, NetVspReport, NicId, Uplink, VmSwitchId,
@@ -194,6 +194,10 @@ impl Runtime {
             {
                 told.insert(port, config);
             }
+            // A port that is made anew takes its guest to be on the synthetic path.
+            if let Some(path) = self.adapters.get(&adapter).and_then(|adapter| adapter.path) {
+                self.send_port_command(id, adapter, VfCommand::GuestPath { path }, "GuestPath");
+            }
         }
     }
 
@@ -238,6 +242,18 @@ impl Runtime {
         }
     }
 
+    /// Tells the port of a virtio-net by which path its guest takes frames, as its VM's host side says.
+    pub(super) fn guest_path(&mut self, id: AdapterId, path: VirtioNetPath) {
+        let Some(adapter) = self.adapters.get_mut(&id).filter(|a| a.is_virtio_net()) else {
+            return;
+        };
+        if adapter.path.replace(path) != Some(path)
+            && let Some(switch) = adapter.port_switch
+        {
+            self.send_port_command(switch, id, VfCommand::GuestPath { path }, "GuestPath");
+        }
+    }
+
     /// Tells an adapter's port of its VF.
     pub(super) fn port_command(&mut self, adapter: AdapterId, command: NetVspCommand) {
         let Some(switch) = self.adapters.get(&adapter).and_then(|a| a.port_switch) else { return };
@@ -265,6 +281,11 @@ impl Runtime {
         command: VfCommand,
         request: &'static str,
     ) {
+        // A virtio-net's port has no NetVSP.
+        let for_virtio_net = matches!(command, VfCommand::GuestPath { .. });
+        if self.adapters.get(&adapter).is_some_and(|a| a.is_virtio_net() != for_virtio_net) {
+            return;
+        }
         let input = PortCommand { port: self.names.adapter(adapter), command };
         let what = What::Command { adapter: Some(adapter), request, absence_is_fine: false };
         let code = PrivateControl::PortCommand.code();
@@ -302,7 +323,9 @@ impl Runtime {
     /// What is new of a port since the stack was told of it.
     fn port_levels(&mut self, id: AdapterId, report: &PortReport) {
         let PortReport { session, life, request, asks, vf, active, .. } = *report;
-        let Some(vm) = self.adapters.get(&id).map(|adapter| adapter.vm) else { return };
+        // Whatever a port of a virtio-net reports, it is not of a NetVSC.
+        let netvsc = self.adapters.get(&id).filter(|adapter| !adapter.is_virtio_net());
+        let Some(vm) = netvsc.map(|adapter| adapter.vm) else { return };
         self.guest_life(vm, life);
         // A guest that has begun anew has left what it had, though its switch has yet to notice.
         let is_over = self.vms.get(&vm).is_some_and(|vm| life < vm.life);

@@ -1,21 +1,23 @@
 //! The host sides of VMs: they are told which adapters they have, and which VFs to offer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use device_control::{Completion, Target};
 use pcivirt_protocol::NtStatus;
+use virtual_switch::control::VirtioNetPath;
 use virtualization_stack::{
-    AdapterId, AdapterKind, Input, MitigatedRanges, VfSerial, VmId, VmState, VpciCommand,
-    VpciOffer, VpciReport,
+    AdapterId, AdapterKind, DataPath, Input, MitigatedRanges, NetVspReport, VfSerial, VmId,
+    VmState, VpciCommand, VpciOffer, VpciReport,
 };
 use vm_worker::control::{
     AdapterConfig, AdapterNumber, AdapterStatus, DeviceName, DeviceState, DeviceStatus, GuestState,
-    MitigatedRange, OfferVf, PrivateControl, REPORT_CAPACITY, RemoveVf, ReplaceMitigatedRanges,
-    STATUS_CAPACITY, WorkerReport, WorkerStatus,
+    MAX_ADAPTERS, MitigatedRange, OfferVf, PrivateControl, REPORT_CAPACITY, RemoveVf,
+    ReplaceMitigatedRanges, STATUS_CAPACITY, SyntheticNicKind, SyntheticNicState, WorkerReport,
+    WorkerStatus,
 };
 
-use super::Runtime;
 use super::links::{NotSent, What};
+use super::{Adapter, Runtime};
 use crate::event::Peer;
 use crate::nic_call::vf_socket;
 
@@ -38,10 +40,16 @@ impl Runtime {
             self.nonsense(peer, "Status");
             return;
         };
+        let with_device: BTreeSet<u32> = status.devices.iter().map(|d| d.adapter).collect();
+        let without =
+            self.adapters.iter().filter(|(_, a)| a.vm == id && !with_device.contains(&a.number));
+        for adapter in without.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.guest_path(adapter, VirtioNetPath::Synthetic);
+        }
         for DeviceStatus { adapter, serial, state, .. } in status.devices {
             // Those of this life are reported, and taken away, by and by.
             if !self.is_ours(serial) {
-                self.met_device(id, adapter, serial, state);
+                self.met_device(id, adapter, serial, &state);
             }
         }
         self.met(peer);
@@ -64,6 +72,25 @@ impl Runtime {
         for adapter in self.adapters.values_mut().filter(|adapter| adapter.vm == id) {
             adapter.offered = None;
         }
+        self.forget_paths(id);
+    }
+
+    /// What was said of a guest's virtio-nets, and of who uses its VF, holds no more.
+    fn forget_paths(&mut self, id: VmId) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.synthetic_nics.clear();
+        }
+        let ids: Vec<_> =
+            self.adapters.iter().filter(|(_, a)| a.vm == id).map(|(id, _)| *id).collect();
+        for adapter in ids {
+            self.guest_path(adapter, VirtioNetPath::Synthetic);
+        }
+        for (adapter_id, adapter) in self.adapters.iter_mut().filter(|(_, a)| a.vm == id) {
+            adapter.in_use = false;
+            if adapter.is_virtio_net() {
+                self.inputs.push_back(Input::NetVsp(*adapter_id, NetVspReport::Closed));
+            }
+        }
     }
 
     fn ask_worker(&mut self, id: VmId) {
@@ -81,14 +108,16 @@ impl Runtime {
                 switch: switch.settings.socket.clone(),
                 port: self.names.adapter(*adapter_id),
                 max_channels: adapter.settings.channels,
+                kind: match adapter.settings.kind {
+                    AdapterKind::Synthetic => SyntheticNicKind::NetVsc,
+                    AdapterKind::VhostUser => SyntheticNicKind::VirtioNet,
+                    // It is the guest's like any PCI device, and nobody here has to know of it.
+                    AdapterKind::Legacy => return None,
+                },
             };
             Some((adapter.number, (*adapter_id, config)))
         };
-        self.adapters
-            .iter()
-            .filter(|(_, a)| a.vm == id && a.settings.kind == AdapterKind::Synthetic)
-            .filter_map(config)
-            .collect()
+        self.adapters.iter().filter(|(_, a)| a.vm == id).filter_map(config).collect()
     }
 
     /// Tells a VM's host side what of its adapters it was not told.
@@ -135,7 +164,7 @@ impl Runtime {
             |request| What::Command { adapter: Some(id), request, absence_is_fine: false };
         let sent = match command {
             VpciCommand::Offer(offer) => {
-                adapter.offered = Some(serial);
+                (adapter.offered, adapter.in_use) = (Some(serial), false);
                 let Some(input) = self.offer(number, serial, &offer) else { return };
                 let what = What::Offer { adapter: id, serial };
                 self.send_private(peer, PrivateControl::OfferVf.code(), &input, 0, what)
@@ -173,6 +202,7 @@ impl Runtime {
             nic: adapter::control_socket(&nic.directory),
             vf: offer.vf.get(),
             mitigated_ranges: worker_ranges(&offer.mitigated_ranges),
+            mac: Some(offer.mac.to_string()),
         })
     }
 
@@ -184,7 +214,7 @@ impl Runtime {
     ) {
         if !completion.status.is_success() {
             self.device_gone(adapter, serial);
-            let report = VpciReport::OfferFailed(completion.status);
+            let report = VpciReport::OfferFailed { status: completion.status, cause: None };
             self.inputs.push_back(Input::Vpci(adapter, serial, report));
         }
     }
@@ -202,11 +232,11 @@ impl Runtime {
         }
     }
 
-    fn device_gone(&mut self, adapter: AdapterId, serial: VfSerial) {
-        if let Some(adapter) = self.adapters.get_mut(&adapter)
+    fn device_gone(&mut self, id: AdapterId, serial: VfSerial) {
+        if let Some(adapter) = self.adapters.get_mut(&id)
             && adapter.offered == Some(serial)
         {
-            adapter.offered = None;
+            (adapter.offered, adapter.in_use) = (None, false);
         }
     }
 
@@ -224,6 +254,34 @@ impl Runtime {
             WorkerReport::Device { adapter, serial, state } => {
                 self.device_report(id, adapter, serial, state);
             }
+            // No VM has more.
+            WorkerReport::SyntheticNic { adapter, .. } if adapter as usize >= MAX_ADAPTERS => {}
+            WorkerReport::SyntheticNic { adapter, state } => {
+                let vm = self.vms.get_mut(&id);
+                let before = vm.and_then(|vm| vm.synthetic_nics.insert(adapter, state));
+                self.tell_synthetic_nic(id, adapter, before);
+            }
+        }
+    }
+
+    /// Tells the stack how the driver of a guest's virtio-net is. One that is told of again was closed in between.
+    pub(super) fn tell_synthetic_nic(
+        &mut self,
+        vm: VmId,
+        number: u32,
+        before: Option<SyntheticNicState>,
+    ) {
+        let Some(state) = self.vms.get(&vm).and_then(|vm| vm.synthetic_nics.get(&number)) else {
+            return;
+        };
+        let its = |(_, a): &(&AdapterId, &Adapter)| a.vm == vm && a.number == number;
+        let found = self.adapters.iter().find(its).filter(|(_, a)| a.is_virtio_net());
+        let Some(id) = found.map(|(id, _)| *id) else { return };
+        if matches!(before, Some(SyntheticNicState::Ready { .. })) {
+            self.inputs.push_back(Input::NetVsp(id, NetVspReport::Closed));
+        }
+        if let SyntheticNicState::Ready { failover: sriov } = *state {
+            self.inputs.push_back(Input::NetVsp(id, NetVspReport::Ready { sriov }));
         }
     }
 
@@ -233,6 +291,7 @@ impl Runtime {
         let Some(vm) = self.vms.get_mut(&id).filter(|vm| vm.life < life) else { return };
         let before = std::mem::replace(&mut vm.life, life);
         if before != 0 {
+            self.forget_paths(id);
             self.inputs.push_back(Input::GuestReset(id));
         }
     }
@@ -246,6 +305,9 @@ impl Runtime {
             GuestState::Gone => VmState::Off,
         };
         let now = vm.state;
+        if now == VmState::Off {
+            self.forget_paths(id);
+        }
         if now != was {
             self.inputs.push_back(Input::VmState(id, now));
         }
@@ -254,25 +316,41 @@ impl Runtime {
     fn device_report(&mut self, vm: VmId, number: u32, serial: u32, state: DeviceState) {
         let found = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == number);
         let id = found.map(|(id, _)| *id);
-        let report = match state {
-            DeviceState::Opening => return,
-            DeviceState::Offered => VpciReport::Offered,
-            DeviceState::OfferFailed { status } => VpciReport::OfferFailed(NtStatus(status)),
-            DeviceState::BusOpened => VpciReport::BusOpened,
-            DeviceState::DeviceStarted => VpciReport::DeviceStarted,
-            DeviceState::EjectComplete => VpciReport::EjectComplete,
-            DeviceState::Removed => VpciReport::Removed,
-        };
-        let is_gone = matches!(report, VpciReport::OfferFailed(_) | VpciReport::Removed);
+        // Before all else: frames are on their way. Also of a VF of an earlier life of the stack.
+        if let Some(id) = id {
+            self.guest_path(id, path_by(&state));
+        }
+        let found = id.and_then(|id| self.adapters.get_key_value(&id));
+        let is_gone = matches!(state, DeviceState::OfferFailed { .. } | DeviceState::Removed);
         let offered = found.and_then(|(_, adapter)| adapter.offered);
         if offered != Some(VfSerial(serial)) {
-            let met = !self.is_ours(serial) && self.met_device(vm, number, serial, state);
+            let met = !self.is_ours(serial) && self.met_device(vm, number, serial, &state);
             if !met && !is_gone {
                 self.remove_stale(vm, number, serial, true);
             }
             return;
         }
         let Some(id) = id else { return };
+        let in_use = state == DeviceState::InUse;
+        let report = match state {
+            // Not reported; nothing follows from it.
+            DeviceState::Opening => return,
+            DeviceState::Offered => VpciReport::Offered,
+            DeviceState::OfferFailed { status, cause } => {
+                VpciReport::OfferFailed { status: NtStatus(status), cause }
+            }
+            DeviceState::BusOpened => VpciReport::BusOpened,
+            DeviceState::DeviceStarted | DeviceState::InUse => VpciReport::DeviceStarted,
+            DeviceState::EjectComplete => VpciReport::EjectComplete,
+            DeviceState::Removed => VpciReport::Removed,
+        };
+        let moves = self.adapters.get_mut(&id).is_some_and(|adapter| {
+            adapter.is_virtio_net() && std::mem::replace(&mut adapter.in_use, in_use) != in_use
+        });
+        if moves && !in_use {
+            let leaves = NetVspReport::AsksDataPath(DataPath::Synthetic);
+            self.inputs.push_back(Input::NetVsp(id, leaves));
+        }
         if is_gone {
             self.device_gone(id, VfSerial(serial));
         }
@@ -285,6 +363,18 @@ impl Runtime {
             self.inputs.push_back(Input::Vpci(id, VfSerial(serial), VpciReport::Offered));
         }
         self.inputs.push_back(Input::Vpci(id, VfSerial(serial), report));
+        if moves && in_use {
+            self.inputs.push_back(Input::NetVsp(id, NetVspReport::AsksDataPath(DataPath::Vf)));
+        }
+    }
+}
+
+/// By which path a guest with a virtio-net takes frames whose VF is in this state.
+const fn path_by(state: &DeviceState) -> VirtioNetPath {
+    match state {
+        DeviceState::InUse => VirtioNetPath::Vf,
+        DeviceState::DeviceStarted => VirtioNetPath::Moving,
+        _ => VirtioNetPath::Synthetic,
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Port {
 pub struct Vm {
     pub adapters: BTreeMap<u32, worker::AdapterConfig>,
     pub devices: BTreeMap<(u32, u32), worker::OfferVf>,
+    /// Its synthetic NICs that are virtio-nets.
+    virtio_nets: BTreeMap<u32, worker::SyntheticNicState>,
     life: u64,
     reports: Levels,
 }
@@ -57,6 +59,8 @@ pub struct State {
     pub vms: BTreeMap<String, Vm>,
     /// What the switch and the VMs were told, in order.
     pub told: Vec<String>,
+    /// Why host sides cannot offer VFs.
+    pub offer_error: Option<String>,
     sessions: u64,
     lives: u64,
     uplink: switch::UplinkReport,
@@ -75,6 +79,7 @@ impl Guests {
             ports: BTreeMap::new(),
             vms: BTreeMap::new(),
             told: Vec::new(),
+            offer_error: None,
             sessions: 0,
             lives: 0,
             uplink: switch::UplinkReport::default(),
@@ -130,6 +135,36 @@ impl Guests {
         let config = ServerConfig::new(socket, DriverName::new(name).unwrap());
         let end = WorkerEnd { guests: Arc::clone(self), vm: name.into() };
         DeviceControlServer::start(config, Arc::new(end)).unwrap()
+    }
+
+    /// How the driver of a guest's virtio-net is, or becomes.
+    pub fn virtio_net(&self, vm: &str, adapter: u32, nic: worker::SyntheticNicState) {
+        let mut state = self.lock();
+        let vm = state.vms.get_mut(vm).unwrap();
+        vm.virtio_nets.insert(adapter, nic);
+        let report = worker::WorkerReport::SyntheticNic { adapter, state: nic };
+        vm.reports.set_anew(format!("nic {adapter}"), &report);
+    }
+
+    /// What the guest makes of all devices that it has.
+    pub fn devices(&self, vm: &str, device: &worker::DeviceState) {
+        let mut state = self.lock();
+        for (adapter, serial) in state.vms[vm].devices.keys().copied().collect::<Vec<_>>() {
+            state.report(vm, adapter, serial, device.clone());
+        }
+    }
+
+    /// A guest with virtio-nets begins anew, as its host side says in one go.
+    pub fn reboot(&self, name: &str) {
+        let mut state = self.lock();
+        state.lives += 1;
+        let life = state.lives;
+        let vm = state.vms.get_mut(name).unwrap();
+        vm.life = life;
+        vm.tell_guest(worker::GuestState::Reset);
+        drop(state);
+        self.virtio_net(name, 0, worker::SyntheticNicState::Closed);
+        self.devices(name, &worker::DeviceState::Offered);
     }
 
     /// A guest begins anew, of which the switch and the host side tell on connections of their own: this one first, and
@@ -248,6 +283,8 @@ impl State {
         let found = self.ports.get_mut(port).ok_or(NtStatus::NOT_FOUND)?;
         match command {
             switch::VfCommand::VfAvailable { serial } => found.report.vf = Some(serial),
+            // It is a virtio-net's, and what follows is between the switch and the NIC.
+            switch::VfCommand::GuestPath { .. } => {}
             switch::VfCommand::VfLost { serial } => {
                 if found.report.vf == Some(serial) {
                     found.report.vf = None;
@@ -281,7 +318,7 @@ impl State {
     fn report(&mut self, vm: &str, adapter: u32, serial: u32, state: worker::DeviceState) {
         let report = worker::WorkerReport::Device { adapter, serial, state };
         let Some(vm) = self.vms.get_mut(vm) else { return };
-        vm.reports.set(format!("{adapter} {serial}"), &report);
+        vm.reports.set_anew(format!("vf {adapter} {serial}"), &report);
     }
 }
 
@@ -356,6 +393,7 @@ fn kind(command: &switch::VfCommand) -> String {
     match command {
         switch::VfCommand::VfAvailable { .. } => "VfAvailable".into(),
         switch::VfCommand::VfLost { .. } => "VfLost".into(),
+        switch::VfCommand::GuestPath { path } => format!("GuestPath {path:?}"),
         switch::VfCommand::SwitchDataPath { to } => format!("SwitchDataPath {to}"),
         switch::VfCommand::CompleteSwitch { active, .. } => format!("CompleteSwitch {active}"),
     }
@@ -471,13 +509,23 @@ impl WorkerEnd {
                 let (adapter, serial) = (offer.adapter, offer.serial);
                 vm.devices.insert((adapter, serial), offer);
                 let port = vm.adapters.get(&adapter).map(|adapter| adapter.port.clone());
+                let virtio_net = vm.virtio_nets.contains_key(&adapter);
+                if let Some(cause) = state.offer_error.clone() {
+                    vm.devices.remove(&(adapter, serial));
+                    request.complete(NtStatus::SUCCESS);
+                    let (status, cause) = (NtStatus::UNSUCCESSFUL.0, Some(cause));
+                    let failed = Device::OfferFailed { status, cause };
+                    state.report(&name, adapter, serial, failed);
+                    return;
+                }
                 state.told.push(format!("{name} OfferVf {adapter}"));
                 request.complete(NtStatus::SUCCESS);
                 if !manners.uses_vf {
                     state.report(&name, adapter, serial, Device::Offered);
                     return;
                 }
-                state.report(&name, adapter, serial, Device::DeviceStarted);
+                let used = if virtio_net { Device::InUse } else { Device::DeviceStarted };
+                state.report(&name, adapter, serial, used);
                 if let Some(port) = port {
                     state.use_vf(&port);
                 }

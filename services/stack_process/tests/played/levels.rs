@@ -23,6 +23,14 @@ impl Levels {
         self.serve();
     }
 
+    /// The same of what was something else in between, that nobody was told of.
+    pub fn set_anew(&mut self, object: String, level: &impl Serialize) {
+        for client in self.clients.values_mut() {
+            client.told.remove(&object);
+        }
+        self.set(object, level);
+    }
+
     /// A client asks for the next report.
     pub fn next(&mut self, client: u64, pending: PendingRequest) {
         self.clients.entry(client).or_default().pending = Some(pending);

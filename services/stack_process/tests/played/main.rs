@@ -5,6 +5,7 @@
 
 mod guests;
 mod levels;
+mod virtio_net;
 mod world;
 
 use adapter::control::{

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::call::MAX_MITIGATED_RANGES;
 use crate::{
-    CallError, Effect, Event, GuestProgress, NetVspReport, NicCall, NicReply, Reason, Time,
-    VlanSetting, VpciCommand, VpciReport,
+    AdapterKind, CallError, Effect, Event, GuestProgress, NetVspReport, NicCall, NicReply, Reason,
+    Time, VlanSetting, VpciCommand, VpciReport,
 };
 
 impl NetworkAdapter {
@@ -250,27 +250,35 @@ impl NetworkAdapter {
         self.ranges.stale = true;
     }
 
-    /// The NetVSP end reports.
+    /// The NetVSP end reports, or what stands for it.
     pub(crate) fn netvsp(&mut self, report: NetVspReport) {
+        // A guest whose NetVSC is not up asks for nothing. Beside a virtio-net it is the VF's driver that says which path
+        // is used, however the virtio-net's is.
+        let asks_by_netvsc = self.config.kind != AdapterKind::VhostUser;
         match report {
             NetVspReport::Ready { sriov } => {
                 self.guest.netvsc = NetVsc::Ready { sriov };
-                self.guest.told = false;
-                self.guest.asks = None;
                 self.end_hold_off(HoldOffKind::Guest);
             }
             // The VF stays: guests drive it by themselves (SPEC-VMBUS §7).
-            NetVspReport::Closed => {
-                self.guest.netvsc = NetVsc::Closed;
-                self.guest.told = false;
-                self.guest.asks = None;
-            }
+            NetVspReport::Closed => self.guest.netvsc = NetVsc::Closed,
             NetVspReport::AsksDataPath(path) => {
-                // A guest whose NetVSC is not up asks for nothing.
-                if self.guest.netvsc != NetVsc::Closed {
+                if !asks_by_netvsc || self.guest.netvsc != NetVsc::Closed {
                     self.guest.asks = Some(path);
                 }
+                return;
             }
+        }
+        self.guest.told = false;
+        if asks_by_netvsc {
+            self.guest.asks = None;
+        }
+    }
+
+    /// The switch is gone, and the NetVSP end with it. A virtio-net's driver stays as it is.
+    pub(crate) fn switch_gone(&mut self) {
+        if self.config.kind != AdapterKind::VhostUser {
+            self.netvsp(NetVspReport::Closed);
         }
     }
 
@@ -282,8 +290,9 @@ impl NetworkAdapter {
             VpciReport::Offered if guest.device == Device::Offering => {
                 guest.device = Device::Present;
             }
-            VpciReport::OfferFailed(_) if guest.device == Device::Offering => {
+            VpciReport::OfferFailed { status, cause } if guest.device == Device::Offering => {
                 guest.device = Device::Absent;
+                self.offer_error = Some(cause.unwrap_or_else(|| status.to_string()));
             }
             VpciReport::BusOpened if offered => {
                 guest.progress = guest.progress.max(GuestProgress::BusOpened);

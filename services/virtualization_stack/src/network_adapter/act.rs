@@ -14,8 +14,8 @@ use super::{
 use crate::event::WaitedFor;
 use crate::outbox::Owner;
 use crate::{
-    DataPath, Effect, Event, GuestGap, GuestProgress, NetVspCommand, NicCall, NicId, OfferedStep,
-    Reason, RevokingStep, Timeouts, VpciCommand, VpciOffer,
+    AdapterKind, DataPath, Effect, Event, GuestGap, GuestProgress, NetVspCommand, NicCall, NicId,
+    OfferedStep, Reason, RevokingStep, Timeouts, VpciCommand, VpciOffer,
 };
 
 /// A duration for people.
@@ -204,6 +204,7 @@ impl NetworkAdapter {
         };
         let event = Event::VfOffered { adapter: self.id, vf: vf.id.get(), serial: vf.serial };
         self.guest.device = Device::Offering;
+        self.offer_error = None;
         self.deadlines.expose = Some(cx.now.after(cx.timeouts.expose));
         self.vpci(cx, VpciCommand::Offer(Box::new(offer)));
         cx.out.publish(event);
@@ -214,8 +215,8 @@ impl NetworkAdapter {
         if self.guest.asks == Some(path) {
             self.guest.asks = None;
             self.tell(cx, NetVspCommand::CompleteSwitch { active: path });
-        } else if path == DataPath::Vf {
-            // It has changed its mind meanwhile.
+        } else if path == DataPath::Vf || self.guest.path == path {
+            // It has changed its mind meanwhile; or it has begun anew, and has answered nothing.
             return;
         }
         if self.guest.path != path {
@@ -283,6 +284,13 @@ impl NetworkAdapter {
                 Reason::GuestVfFailed { waited_ms }
             }
             GuestProgress::BusOpened => Reason::GuestNoVfDriver { waited_ms },
+            // Where there is no virtual PCI bus nothing is heard of a guest without driver.
+            GuestProgress::Unseen
+                if self.config.kind == AdapterKind::VhostUser
+                    && self.guest.netvsc != NetVsc::Closed =>
+            {
+                Reason::GuestNoVfDriver { waited_ms }
+            }
             GuestProgress::Unseen if self.guest.netvsc == NetVsc::Closed => {
                 Reason::GuestNotResponding { waited_ms }
             }
@@ -301,7 +309,8 @@ impl NetworkAdapter {
         // One that says no is asked again. One that says nothing is not, until it is heard of.
         let failed = self.guest.device == Device::Absent;
         let (reason, until) = if failed {
-            (Reason::OfferFailed, Some(cx.now.after(cx.timeouts.retry)))
+            let error = self.offer_error.take();
+            (Reason::OfferFailed { error }, Some(cx.now.after(cx.timeouts.retry)))
         } else {
             (Reason::PartitionNotResponding { waited_ms }, None)
         };

@@ -31,8 +31,8 @@ use crate::effect::MitigatedRanges;
 use crate::nic::NicFacts;
 use crate::outbox::Outbox;
 use crate::{
-    AdapterConfig, AdapterId, DataPath, Event, GuestProgress, NetVspCommand, NicId, Reason,
-    RequestId, Time, Timeouts, VPortPolicy, VfSerial, VmConfig,
+    AdapterConfig, AdapterId, AdapterKind, DataPath, Event, GuestProgress, NetVspCommand, NicId,
+    Reason, RequestId, Time, Timeouts, VPortPolicy, VfSerial, VmConfig,
 };
 use table::{On, When};
 
@@ -190,6 +190,8 @@ pub(crate) struct NetworkAdapter {
     pub(crate) ranges: Ranges,
     pub(crate) guest: Guest,
     pub(crate) hold_off: Option<HoldOff>,
+    /// Why its VF could not be offered, as the host side said last.
+    pub(crate) offer_error: Option<String>,
     /// A refusal met in upkeep or teardown, and when what was refused is tried again.
     pub(crate) refusal: Option<(Reason, Time)>,
     /// Queue pairs with which the VPort is tried at most, after refusals; and those of the last try.
@@ -242,6 +244,7 @@ impl NetworkAdapter {
             ranges: Ranges::default(),
             guest: Guest::default(),
             hold_off: None,
+            offer_error: None,
             refusal: None,
             pairs_limit: None,
             pairs_tried: 0,
@@ -297,7 +300,9 @@ impl NetworkAdapter {
                 }
             },
             When::GuestListens => {
-                matches!(guest.netvsc, NetVsc::Ready { .. }) && !guest.leaves_only_ejected
+                matches!(guest.netvsc, NetVsc::Ready { .. })
+                    && !guest.leaves_only_ejected
+                    && self.config.kind != AdapterKind::VhostUser
             }
             When::GuestEjected => guest.ejected || guest.device == Device::Absent,
             When::Spared => guest.silent && cx.contended,

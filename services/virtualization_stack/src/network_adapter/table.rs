@@ -44,7 +44,7 @@ pub(crate) enum When {
     GuestAsksVf,
     /// The guest asks for the synthetic path while on the VF, or has started anew.
     GuestLeaves,
-    /// The guest's NetVSC can be talked to.
+    /// The guest's NetVSC can be talked to: one with a virtio-net has none, and leaves its VF only by giving it up.
     GuestListens,
     /// The guest has given the device up.
     GuestEjected,

@@ -24,6 +24,8 @@ pub enum Cure {
     UseSyntheticAdapter,
     /// Start the VM.
     StartVm,
+    /// Start QEMU, and what drives it.
+    DriveQemu,
     /// Start the switch.
     StartSwitch,
     /// Start the switch with the NIC as its uplink.
@@ -50,6 +52,12 @@ pub enum Cure {
     BringNicBack,
     /// Install a VF driver, or another guest.
     GuestDriver,
+    /// Install a VF driver.
+    VfDriver,
+    /// Have the guest's virtio-net join VFs.
+    Failover,
+    /// Look at what the VM's host side says.
+    LookAtHostSide,
     /// Look at the guest, then retry.
     LookAtGuest,
     /// Take VFs away elsewhere.
@@ -84,6 +92,9 @@ impl fmt::Display for Cure {
             }
             Self::UseSyntheticAdapter => "replace it by a synthetic adapter",
             Self::StartVm => "start the VM",
+            Self::DriveQemu => {
+                "start its QEMU with a QMP socket, and `clearway vm qemu NAME --worker SOCKET --qmp SOCKET` with the VM's socket of the stack's file and that one"
+            }
             Self::StartSwitch => "start the switch's process",
             Self::ConnectUplink => {
                 "wait for the switch to connect; if it does not, start it with this NIC's folder as its uplink (--uplink adapter:)"
@@ -104,6 +115,13 @@ impl fmt::Display for Cure {
             Self::BringNicBack => "start the NIC's process, or put the card back",
             Self::GuestDriver => {
                 "use a guest with NetVSC, VPCI and a driver for the VF, and install that driver"
+            }
+            Self::VfDriver => "install a driver for the VF in the guest",
+            Self::Failover => {
+                "give QEMU's virtio-net-pci the option failover=on, and the guest a driver that knows it (Linux from 4.18 on, with net_failover)"
+            }
+            Self::LookAtHostSide => {
+                "do what it says, or look at its log; the VF is offered again by itself"
             }
             Self::LookAtGuest => "look at the guest's log, then retry or restart the VM",
             Self::FreeVfs => "take a VF away from another adapter, or raise the NIC's number of VFs",

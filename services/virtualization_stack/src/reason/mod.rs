@@ -12,7 +12,7 @@ pub use standing::Standing;
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
-use crate::{NicId, Policy, State, VmId, VmState, VmSwitchId};
+use crate::{AdapterKind, NicId, Policy, State, VmId, VmState, VmSwitchId};
 
 /// How far a guest has come with the VF that it was offered.
 #[derive(
@@ -39,6 +39,8 @@ pub enum GuestGap {
     NetVscWithoutSriov,
     /// It never opened the virtual PCI bus of its VF.
     NoVpciDriver,
+    /// Its virtio-net driver did not agree on VIRTIO_NET_F_STANDBY: it does not know it, or was not offered it.
+    VirtioNetWithoutStandby,
 }
 
 /// Why SR-IOV is not active on a VM network adapter, or not as asked for.
@@ -113,16 +115,16 @@ pub enum Reason {
     NotConnected,
     /// The adapter is emulated.
     LegacyNic,
-    /// The adapter is a virtio-net by vhost-user.
-    VhostUserNic,
     /// The VM does not run.
     VmNotRunning {
         /// The VM.
         vm: VmId,
         /// What it does.
         state: VmState,
+        /// Kind of the adapter. Beside a virtio-net it is a process of its own that says whether the VM runs.
+        kind: AdapterKind,
     },
-    /// The guest's NetVSC has not come up yet.
+    /// The guest's NetVSC, or its virtio-net's driver, has not come up yet.
     GuestNotReady,
     /// The guest cannot use VFs.
     GuestUnsupported {
@@ -149,7 +151,10 @@ pub enum Reason {
     /// The guest holds a VF, and has moved its data path to the synthetic path by itself.
     GuestLeftVf,
     /// The partition's host side could not offer the VF to the guest.
-    OfferFailed,
+    OfferFailed {
+        /// Why, as it says: a sentence, or the published name of a status.
+        error: Option<String>,
+    },
     /// The partition's host side did not offer the VF to the guest.
     PartitionNotResponding {
         /// How long it was waited for, milliseconds.
@@ -324,9 +329,10 @@ impl fmt::Display for Reason {
             Self::WeightZero => f.write_str("no VF is asked for: IovWeight is 0"),
             Self::NotConnected => f.write_str("the adapter is connected to no switch"),
             Self::LegacyNic => f.write_str("an emulated adapter never has a VF"),
-            Self::VhostUserNic => {
-                f.write_str("no VF is placed beside a virtio-net that a foreign VMM attaches")
-            }
+            Self::VmNotRunning { vm, kind: AdapterKind::VhostUser, .. } => write!(
+                f,
+                "{vm} does not run, or no `clearway vm qemu NAME --worker SOCKET --qmp SOCKET` drives its QEMU"
+            ),
             Self::VmNotRunning { vm, .. } => write!(f, "{vm} does not run"),
             Self::GuestNotReady => f.write_str("the guest's network driver has not come up yet"),
             Self::GuestUnsupported { lacks: GuestGap::NetVscWithoutSriov } => {
@@ -335,6 +341,9 @@ impl fmt::Display for Reason {
             Self::GuestUnsupported { lacks: GuestGap::NoVpciDriver } => {
                 f.write_str("the guest never opened the virtual PCI bus of its VF")
             }
+            Self::GuestUnsupported { lacks: GuestGap::VirtioNetWithoutStandby } => f.write_str(
+                "the guest's virtio-net driver did not agree on VIRTIO_NET_F_STANDBY, without which it joins no VF",
+            ),
             Self::GuestNoVfDriver { waited_ms } => {
                 write!(f, "no driver in the guest took the VF within {waited_ms} ms")
             }
@@ -349,8 +358,12 @@ impl fmt::Display for Reason {
             Self::GuestLeftVf => {
                 f.write_str("the guest holds a VF and has itself moved its traffic off it")
             }
-            Self::OfferFailed => {
-                f.write_str("the VM's host side could not offer the VF to the guest")
+            Self::OfferFailed { error } => {
+                f.write_str("the VM's host side could not offer the VF to the guest")?;
+                match error {
+                    Some(error) => write!(f, ": {}", error.trim_end_matches('.')),
+                    None => Ok(()),
+                }
             }
             Self::PartitionNotResponding { waited_ms } => {
                 write!(f, "the VM's host side did not offer the VF within {waited_ms} ms")

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cure, HostReason, Reason, SriovSupport};
+use super::{Cure, GuestGap, HostReason, Reason, SriovSupport};
+use crate::AdapterKind;
 
 /// What a reason means for the adapter.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -36,7 +37,6 @@ impl Reason {
             self,
             Self::WeightZero
                 | Self::LegacyNic
-                | Self::VhostUserNic
                 | Self::NotConnected
                 | Self::VmNotRunning { .. }
                 | Self::BeingRemoved
@@ -82,12 +82,15 @@ impl Reason {
             Self::NicRefused { .. } | Self::NotUpToDate { .. } => Cure::PfDriver,
             Self::WeightZero => Cure::SetIovWeight,
             Self::NotConnected => Cure::ConnectToIovSwitch,
-            Self::LegacyNic | Self::VhostUserNic => Cure::UseSyntheticAdapter,
+            Self::LegacyNic => Cure::UseSyntheticAdapter,
+            Self::VmNotRunning { kind: AdapterKind::VhostUser, .. } => Cure::DriveQemu,
             Self::VmNotRunning { .. } => Cure::StartVm,
-            Self::GuestUnsupported { .. } | Self::GuestNoVfDriver { .. } => Cure::GuestDriver,
+            Self::GuestUnsupported { lacks: GuestGap::VirtioNetWithoutStandby } => Cure::Failover,
+            Self::GuestUnsupported { .. } => Cure::GuestDriver,
+            Self::GuestNoVfDriver { .. } => Cure::VfDriver,
+            Self::OfferFailed { .. } => Cure::LookAtHostSide,
             Self::GuestVfFailed { .. }
             | Self::GuestNotResponding { .. }
-            | Self::OfferFailed
             | Self::PartitionNotResponding { .. }
             | Self::GuestReturnedVf
             | Self::GuestLeftVf => Cure::LookAtGuest,

@@ -20,6 +20,11 @@ fn sentences_are_one_sentence_without_its_full_stop() {
         Reason::PolicyForcesSoftware { policies: vec![Policy::PortAcl, Policy::DhcpGuard] },
         Reason::OverSubscribed { nic: NicId(1), total: 2, ahead: 3 },
         Reason::InProgress { state: State::START },
+        Reason::VmNotRunning { vm: VmId(1), state: VmState::Off, kind: AdapterKind::VhostUser },
+        Reason::GuestUnsupported { lacks: GuestGap::VirtioNetWithoutStandby },
+        Reason::GuestNoVfDriver { waited_ms: 1 },
+        Reason::OfferFailed { error: None },
+        Reason::OfferFailed { error: Some("its bus has no PCIe: add a root port.".to_owned()) },
     ];
     for reason in reasons {
         let text = reason.to_string();

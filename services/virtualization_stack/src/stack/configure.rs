@@ -45,7 +45,7 @@ impl Stack {
         self.switches.remove(&id).ok_or(StackError::NoSuchSwitch(id))?;
         for adapter in self.adapters.values_mut().filter(|a| a.config.switch == Some(id)) {
             adapter.config.switch = None;
-            adapter.netvsp(crate::NetVspReport::Closed);
+            adapter.switch_gone();
         }
         Ok(())
     }

@@ -111,7 +111,7 @@ impl Stack {
                 let switch = self.switch(id)?;
                 (switch.running, switch.uplink) = (false, Uplink::Up);
                 for adapter in self.adapters.values_mut().filter(|a| a.config.switch == Some(id)) {
-                    adapter.netvsp(crate::NetVspReport::Closed);
+                    adapter.switch_gone();
                 }
             }
             Input::SwitchUplink(id, uplink) => self.switch(id)?.uplink = uplink,

@@ -54,9 +54,6 @@ impl Stack {
         if config.kind == AdapterKind::Legacy {
             reasons.push(Reason::LegacyNic);
         }
-        if config.kind == AdapterKind::VhostUser {
-            reasons.push(Reason::VhostUserNic);
-        }
         if config.iov_weight == 0 {
             reasons.push(Reason::WeightZero);
         }
@@ -85,7 +82,10 @@ impl Stack {
         let vm = adapter.config.vm;
         match self.vms.get(&vm).map_or(VmState::Off, |vm| vm.state) {
             VmState::Running => {}
-            VmState::Off => reasons.push(Reason::VmNotRunning { vm, state: VmState::Off }),
+            VmState::Off => {
+                let kind = adapter.config.kind;
+                reasons.push(Reason::VmNotRunning { vm, state: VmState::Off, kind });
+            }
             VmState::Migrating => reasons.push(Reason::Migrating { vm }),
             VmState::Saving => reasons.push(Reason::SavedStateRestore { vm }),
         }
@@ -141,7 +141,11 @@ impl Stack {
         match adapter.guest.netvsc {
             NetVsc::Ready { sriov: true } => {}
             NetVsc::Ready { sriov: false } => {
-                reasons.push(Reason::GuestUnsupported { lacks: GuestGap::NetVscWithoutSriov });
+                let lacks = match adapter.config.kind {
+                    AdapterKind::VhostUser => GuestGap::VirtioNetWithoutStandby,
+                    AdapterKind::Synthetic | AdapterKind::Legacy => GuestGap::NetVscWithoutSriov,
+                };
+                reasons.push(Reason::GuestUnsupported { lacks });
             }
             // Once it has a VF, a guest keeps it (SPEC-VMBUS §7).
             NetVsc::Closed if running && !adapter.state.has_vf() => {

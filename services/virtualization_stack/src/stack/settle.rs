@@ -124,7 +124,7 @@ impl Stack {
     /// Whether there may be frames for an adapter.
     fn has_frames(&self, adapter: &NetworkAdapter) -> bool {
         !adapter.removed
-            && adapter.config.kind == AdapterKind::Synthetic
+            && adapter.config.kind != AdapterKind::Legacy
             && self.vms.get(&adapter.config.vm).is_some_and(|vm| vm.state != VmState::Off)
     }
 

@@ -53,7 +53,7 @@ impl World {
     /// Whether filters of the adapter belong on its NIC.
     fn has_frames(&self, model: &AdapterModel) -> bool {
         model.exists
-            && model.config.kind == AdapterKind::Synthetic
+            && model.config.kind != AdapterKind::Legacy
             && self.vms[&model.config.vm].state != VmState::Off
     }
 
@@ -130,12 +130,15 @@ impl World {
             Effect::NetVsp { adapter, command: NetVspCommand::CompleteSwitch { active } } => {
                 let Some((nic, _, Some(vport))) = self.status_of(*adapter) else { return };
                 let model = &self.adapters[adapter];
-                if model.config.kind != AdapterKind::Synthetic || !self.nics[&nic].connected {
+                if !self.nics[&nic].connected {
                     return;
                 }
                 let at = self.set_filters(nic, model);
                 let granted_vf = *active == DataPath::Vf;
-                let left_vf = *active == DataPath::Synthetic && model.path == DataPath::Vf;
+                // The driver of a virtio-net's VF may be up again.
+                let left_vf = *active == DataPath::Synthetic
+                    && model.path == DataPath::Vf
+                    && !model.is_virtio_net();
                 if (granted_vf && at.iter().any(|at| *at != vport))
                     || (left_vf && at.contains(&vport))
                 {
@@ -286,7 +289,7 @@ impl World {
 
     /// Lets everything that is on its way arrive, and time pass, until nothing happens any more.
     pub(crate) fn come_to_rest(&mut self) {
-        for _ in 0..60 {
+        for _ in 0..200 {
             self.deliver_all();
             let nics: Vec<NicId> = self.nics.keys().copied().collect();
             let mut went_on = false;
@@ -327,8 +330,8 @@ impl World {
                 faults.push(format!("{id}: the guest waits for {:?}", model.asked));
             }
             let hung = self.vms[&model.config.vm].host_hung;
-            if model.netvsc_up && !hung && (status.state == ACTIVE) != (model.path == DataPath::Vf)
-            {
+            let knows = model.netvsc_up || model.is_virtio_net();
+            if knows && !hung && (status.state == ACTIVE) != (model.path == DataPath::Vf) {
                 faults.push(format!("{id} is {} and its guest on {:?}", status.state, model.path));
             }
             if let Some(vf) = &status.virtual_function {
@@ -483,7 +486,7 @@ impl World {
             let config = &model.config;
             let nic = self.nic_of(model);
             let called_for = config.iov_weight > 0
-                && config.kind == AdapterKind::Synthetic
+                && config.kind != AdapterKind::Legacy
                 && self.vms[&config.vm].state == VmState::Running
                 && (config.policies.is_empty() || config.allow_policy_bypass)
                 && !model.extension_revoked

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 
 use pcivirt_protocol::NtStatus;
 use virtualization_stack::{
-    AdapterConfig, DataPath, NetVspCommand, NetVspReport, VfSerial, VpciCommand, VpciReport,
+    AdapterConfig, AdapterKind, DataPath, NetVspCommand, NetVspReport, VfSerial, VpciCommand,
+    VpciReport,
 };
 
 /// How a guest behaves.
@@ -103,6 +104,33 @@ impl AdapterModel {
         }
     }
 
+    /// Whether its synthetic NIC is a virtio-net: nobody is asked for a path, it is on the VF whose driver is up.
+    pub(crate) fn is_virtio_net(&self) -> bool {
+        self.config.kind == AdapterKind::VhostUser
+    }
+
+    /// The switch is gone, or the adapter's connection to it.
+    pub(crate) fn switch_gone(&mut self) {
+        if !self.is_virtio_net() {
+            self.netvsp_gone();
+        }
+    }
+
+    /// The driver of a virtio-net's VF puts it to work, or stops.
+    fn use_vf(&mut self, path: DataPath) {
+        if self.path != path {
+            self.path = path;
+            self.from_netvsp.push_back(NetVspReport::AsksDataPath(path));
+        }
+    }
+
+    /// A guest that gives its device up has stopped its driver, if it is that by which the path is known.
+    pub(crate) fn leave_if_virtio_net(&mut self) {
+        if self.is_virtio_net() {
+            self.use_vf(DataPath::Synthetic);
+        }
+    }
+
     /// The guest starts anew: its drivers are gone.
     pub(crate) fn reset(&mut self) {
         self.netvsp_gone();
@@ -142,6 +170,7 @@ impl AdapterModel {
     }
 
     fn eject_complete(&mut self) {
+        self.leave_if_virtio_net();
         self.ejecting = false;
         self.ejected = true;
         self.driver_up = false;
@@ -153,7 +182,7 @@ impl AdapterModel {
     /// The NetVSP end carries out what it was told.
     pub(crate) fn netvsp(&mut self, mood: Mood) {
         let Some(command) = self.to_netvsp.pop_front() else { return };
-        if !self.netvsc_up {
+        if !self.netvsc_up || self.is_virtio_net() {
             return;
         }
         match command {
@@ -197,7 +226,8 @@ impl AdapterModel {
                     self.violations.push("a device is offered while another is there".into());
                 }
                 if fails {
-                    let failed = VpciReport::OfferFailed(NtStatus::UNSUCCESSFUL);
+                    let failed =
+                        VpciReport::OfferFailed { status: NtStatus::UNSUCCESSFUL, cause: None };
                     self.from_vpci.push_back((serial, failed));
                     return;
                 }
@@ -220,6 +250,7 @@ impl AdapterModel {
                     self.bus_opened = false;
                     self.driver_up = false;
                     self.ejecting = false;
+                    self.leave_if_virtio_net();
                     self.path = DataPath::Synthetic;
                 }
                 self.from_vpci.push_back((serial, VpciReport::Removed));
@@ -232,21 +263,31 @@ impl AdapterModel {
         if !running || mood == Mood::Dead {
             return false;
         }
-        let netvsc = switch_runs && !self.netvsc_up && mood != Mood::NoNetVsc;
-        let opens = self.device.is_some()
-            && !self.bus_opened
-            && !self.ejected
-            && !matches!(mood, Mood::NoVpci);
-        let starts = self.device.is_some()
-            && self.bus_opened
-            && !self.driver_up
-            && !self.ejected
-            && !self.ejecting
-            && (mood.is_well() || mood == Mood::DriverFails);
-        netvsc || opens || starts || self.can_ask(mood) || self.can_eject(mood)
+        let netvsc =
+            (switch_runs || self.is_virtio_net()) && !self.netvsc_up && mood != Mood::NoNetVsc;
+        netvsc
+            || self.can_open(mood)
+            || self.can_start(mood)
+            || self.can_ask(mood)
+            || self.can_eject(mood)
+    }
+
+    fn can_open(&self, mood: Mood) -> bool {
+        let there = self.device.is_some() && !self.ejected;
+        there && !self.bus_opened && mood != Mood::NoVpci
+    }
+
+    fn can_start(&self, mood: Mood) -> bool {
+        let there = self.device.is_some() && !self.ejected && !self.ejecting;
+        let drives = mood.is_well() || mood == Mood::DriverFails;
+        there && self.bus_opened && !self.driver_up && drives
     }
 
     fn can_ask(&self, mood: Mood) -> bool {
+        if self.is_virtio_net() {
+            let works = mood.is_well() && self.driver_up && !self.ejecting && !self.ejected;
+            return works && self.device.is_some() && self.path == DataPath::Synthetic;
+        }
         mood.is_well()
             && self.driver_up
             && !self.ejecting
@@ -263,7 +304,9 @@ impl AdapterModel {
 
     /// The guest does the next thing.
     pub(crate) fn act(&mut self, mood: Mood, switch_runs: bool) {
-        if self.can_eject(mood) {
+        if self.is_virtio_net() {
+            self.act_with_virtio_net(mood);
+        } else if self.can_eject(mood) {
             if self.path == DataPath::Vf && self.netvsc_up {
                 self.ask(DataPath::Synthetic);
             } else {
@@ -286,9 +329,34 @@ impl AdapterModel {
         }
     }
 
+    /// The same of a guest with a virtio-net: its VF's driver may be up before the other one, and there is no virtual
+    /// bus that somebody could be seen to open.
+    fn act_with_virtio_net(&mut self, mood: Mood) {
+        if self.can_eject(mood) {
+            match self.path {
+                DataPath::Vf => self.use_vf(DataPath::Synthetic),
+                DataPath::Synthetic => self.eject_complete(),
+            }
+        } else if self.can_ask(mood) {
+            self.use_vf(DataPath::Vf);
+        } else if self.can_open(mood) {
+            self.bus_opened = true;
+        } else if self.can_start(mood) {
+            self.driver_up = true;
+            let serial = self.device.unwrap();
+            self.from_vpci.push_back((serial, VpciReport::DeviceStarted));
+        } else if mood != Mood::NoNetVsc {
+            self.netvsc_up = true;
+            self.knows_sriov = mood != Mood::NoSriov;
+            self.from_netvsp.push_back(NetVspReport::Ready { sriov: self.knows_sriov });
+        }
+    }
+
     /// The guest leaves its VF of its own accord.
     pub(crate) fn leave(&mut self) {
-        if self.path == DataPath::Vf && self.netvsc_up && self.asked.is_none() {
+        if self.is_virtio_net() {
+            self.use_vf(DataPath::Synthetic);
+        } else if self.path == DataPath::Vf && self.netvsc_up && self.asked.is_none() {
             self.ask(DataPath::Synthetic);
         }
     }

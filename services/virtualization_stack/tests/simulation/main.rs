@@ -161,6 +161,7 @@ fn whatever_happens_the_stack_settles_where_desired_state_and_facts_call_for() {
         "stops allowed",
         "sweeps",
         "changes of an uplink",
+        "virtio-nets",
     ] {
         assert!(
             counts.get(what).is_some_and(|count| *count > runs / 50),

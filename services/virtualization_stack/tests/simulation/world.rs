@@ -130,6 +130,8 @@ pub(crate) struct World {
     pub(crate) counts: BTreeMap<&'static str, u64>,
     kinds: &'static [Kind],
     without: BTreeSet<Kind>,
+    /// Whether there are guests with virtio-nets: in the last worlds only, so that recorded seeds mean what they meant.
+    virtio_nets: bool,
     next_mac: u8,
 }
 
@@ -154,6 +156,7 @@ impl World {
             counts: BTreeMap::new(),
             kinds: Kind::of(seed),
             without,
+            virtio_nets: seed > 7000,
             next_mac: 0,
             random: random.clone(),
         };
@@ -220,6 +223,9 @@ impl World {
         config.iov_queue_pairs_requested = self.random.pick(&[1, 1, 2, 4, 64]);
         if self.random.once_in(15) {
             config.kind = AdapterKind::Legacy;
+        } else if self.virtio_nets && self.random.once_in(2) {
+            config.kind = AdapterKind::VhostUser;
+            *self.counts.entry("virtio-nets").or_default() += 1;
         }
         self.adapters.insert(id, AdapterModel::new(config.clone()));
         self.tell(Input::AdapterSet(id, config));
@@ -341,7 +347,7 @@ impl World {
             self.tell(Input::SwitchStarted(id));
         } else {
             for adapter in self.adapters.values_mut().filter(|a| a.config.switch == Some(id)) {
-                adapter.netvsp_gone();
+                adapter.switch_gone();
             }
             self.tell(Input::SwitchStopped(id));
         }
@@ -565,8 +571,11 @@ impl World {
                 let to = switches[random as usize % switches.len()];
                 let to = (random >> 32 & 7 != 0).then_some(to);
                 if self.adapters[&adapter].config.switch != to {
-                    self.adapters.get_mut(&adapter).unwrap().netvsp_gone();
-                    self.tell(Input::NetVsp(adapter, NetVspReport::Closed));
+                    let model = self.adapters.get_mut(&adapter).unwrap();
+                    model.switch_gone();
+                    if !model.is_virtio_net() {
+                        self.tell(Input::NetVsp(adapter, NetVspReport::Closed));
+                    }
                     self.set_adapter(adapter, |config| config.switch = to);
                 }
             }
@@ -703,7 +712,8 @@ impl World {
         match random % 6 {
             0 => {
                 let model = self.adapters.get_mut(&adapter).unwrap();
-                if model.netvsc_up {
+                // What is said of a virtio-net's path says its VM's host side.
+                if model.netvsc_up && !model.is_virtio_net() {
                     model.hostile = true;
                     model.asked = Some(path);
                     model.from_netvsp.push_back(NetVspReport::AsksDataPath(path));
@@ -711,14 +721,16 @@ impl World {
             }
             1 => {
                 if let Some(serial) = self.adapters[&adapter].device {
-                    self.adapters.get_mut(&adapter).unwrap().ejected = true;
+                    let model = self.adapters.get_mut(&adapter).unwrap();
+                    model.ejected = true;
+                    model.leave_if_virtio_net();
                     self.tell(Input::Vpci(adapter, serial, VpciReport::EjectComplete));
                 }
             }
             2 => self.tell(Input::Vpci(
                 adapter,
                 serial,
-                VpciReport::OfferFailed(NtStatus::CANCELLED),
+                VpciReport::OfferFailed { status: NtStatus::CANCELLED, cause: None },
             )),
             3 => self.tell(Input::NicCompleted(nic, RequestId(random >> 8 & 63), {
                 // Only of requests that are long done: others would be lies of the NIC, which is trusted.

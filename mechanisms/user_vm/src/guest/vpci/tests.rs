@@ -152,6 +152,7 @@ impl Vm {
             nic: control_socket(nic.directory.path()),
             vf: vf.get(),
             mitigated_ranges: Default::default(),
+            mac: None,
         };
         self.ask(PrivateControl::OfferVf, &offer);
     }
