@@ -3,6 +3,7 @@
 
 mod kvm;
 mod names;
+mod qemu;
 mod stop;
 
 use std::{
@@ -45,6 +46,7 @@ pub(crate) struct VmArguments {
 #[derive(clap::Subcommand, Debug)]
 enum VmCommand {
     Run(Box<RunArguments>),
+    Qemu(qemu::QemuArguments),
     /// Run a command in a user-mode VM that runs; the exit status is the command's.
     Exec {
         /// Name of the VM.
@@ -242,6 +244,7 @@ pub(crate) fn run(arguments: VmArguments) -> Result<ExitCode> {
                 None => run_in_user_mode(&folder, *arguments),
             }
         }
+        VmCommand::Qemu(arguments) => qemu::run(&folder, arguments),
         VmCommand::Exec { name, command } => {
             let client = user_vm(&folder, &name, "run commands at its console, or by ssh")?;
             let exit = client.run(&shell(command))?;
@@ -272,8 +275,10 @@ pub(crate) fn run(arguments: VmArguments) -> Result<ExitCode> {
             let vm = find(&folder, &name)?;
             match vm.kind {
                 Kind::UserMode => VmClient::new(&name, &vm.socket)?.shutdown()?,
-                Kind::Kvm if force => stop::pull_plug(&vm)?,
-                Kind::Kvm => stop::shut_down(&vm, Duration::from_secs(timeout.into()))?,
+                Kind::Kvm | Kind::Qemu if force => stop::pull_plug(&vm)?,
+                Kind::Kvm | Kind::Qemu => {
+                    stop::shut_down(&vm, Duration::from_secs(timeout.into()))?
+                }
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -325,7 +330,7 @@ fn run_under_kvm(folder: &Path, device: PathBuf, arguments: RunArguments) -> Res
         reboot: !arguments.no_reboot,
         name: arguments.name,
     };
-    kvm::run(&vm, || names::publish(folder, &vm.name, &vm.worker))
+    kvm::run(&vm, || names::publish(folder, &vm.name, Kind::Kvm, &vm.worker))
 }
 
 /// Runs a VM whose host side is this process: partition, VMBus server, and the worker that others control.
@@ -373,7 +378,10 @@ fn find(folder: &Path, name: &str) -> Result<RunningVm> {
 fn user_vm(folder: &Path, name: &str, instead: &str) -> Result<VmClient> {
     let vm = find(folder, name)?;
     if vm.kind != Kind::UserMode {
-        bail!("VM {name} is a guest under KVM, which this command cannot look into: {instead}");
+        let kind = vm.kind.word();
+        bail!(
+            "{name} is a VM of kind {kind}, whose guest this command cannot look into: {instead}"
+        );
     }
     Ok(VmClient::new(name, vm.socket)?)
 }

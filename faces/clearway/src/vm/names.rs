@@ -1,7 +1,7 @@
 //! Which VMs of this user run, and where each is reached.
 //!
 //! A user-mode VM has a control socket `NAME.sock`, a VM under KVM its worker's socket as `NAME.worker` or a link of
-//! that name to where it is.
+//! that name to where it is, and one in QEMU likewise as `NAME.qemu`.
 
 use std::{
     env, fs, io,
@@ -21,22 +21,25 @@ pub(super) enum Kind {
     UserMode,
     /// A guest under KVM.
     Kvm,
+    /// A guest in QEMU.
+    Qemu,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::UserMode, Self::Kvm];
+    const ALL: [Self; 3] = [Self::UserMode, Self::Kvm, Self::Qemu];
 
     const fn extension(self) -> &'static str {
         match self {
             Self::UserMode => "sock",
             Self::Kvm => "worker",
+            Self::Qemu => "qemu",
         }
     }
 
     const fn socket_type(self) -> SocketType {
         match self {
             Self::UserMode => SocketType::SEQPACKET,
-            Self::Kvm => SocketType::STREAM,
+            Self::Kvm | Self::Qemu => SocketType::STREAM,
         }
     }
 
@@ -44,6 +47,7 @@ impl Kind {
         match self {
             Self::UserMode => "user-mode",
             Self::Kvm => "KVM",
+            Self::Qemu => "QEMU",
         }
     }
 }
@@ -132,10 +136,11 @@ pub(super) fn prepare(folder: &Path, name: &str) -> Result<()> {
             "a {kind} VM {name} of this user runs already, at {socket}: end it, or take another name"
         );
     }
-    // A link that a VM left behind when it was killed.
-    let link = socket(folder, name, Kind::Kvm);
-    if fs::symlink_metadata(&link).is_ok_and(|entry| entry.is_symlink()) {
-        fs::remove_file(&link).with_context(|| format!("the old link {}", link.display()))?;
+    // Links that a VM left behind when it was killed.
+    for link in Kind::ALL.map(|kind| socket(folder, name, kind)) {
+        if fs::symlink_metadata(&link).is_ok_and(|entry| entry.is_symlink()) {
+            fs::remove_file(&link).with_context(|| format!("the old link {}", link.display()))?;
+        }
     }
     Ok(())
 }
@@ -143,9 +148,9 @@ pub(super) fn prepare(folder: &Path, name: &str) -> Result<()> {
 /// The name of a VM whose worker's socket is elsewhere. It is gone when this is dropped.
 pub(super) struct Link(Option<PathBuf>);
 
-/// Has a VM under KVM found by its name.
-pub(super) fn publish(folder: &Path, name: &str, worker: &Path) -> Result<Link> {
-    let link = socket(folder, name, Kind::Kvm);
+/// Has a VM found by its name.
+pub(super) fn publish(folder: &Path, name: &str, kind: Kind, worker: &Path) -> Result<Link> {
+    let link = socket(folder, name, kind);
     if link == worker {
         return Ok(Link(None));
     }
@@ -191,7 +196,7 @@ mod tests {
         let elsewhere = directory.path().join("db.sock");
         let _other = UnixListener::bind(&elsewhere).unwrap();
         prepare(&folder, "db").unwrap();
-        let link = publish(&folder, "db", &elsewhere).unwrap();
+        let link = publish(&folder, "db", Kind::Kvm, &elsewhere).unwrap();
         fs::write(folder.join("notes.txt"), "").unwrap();
         let pid = i32::try_from(std::process::id()).ok();
         let vm = |name: &str, socket: &Path| RunningVm {
@@ -213,11 +218,11 @@ mod tests {
     fn a_link_that_was_left_behind_is_in_nobody_s_way() {
         let directory = tempfile::tempdir().unwrap();
         let worker = directory.path().join("gone.sock");
-        std::mem::forget(publish(directory.path(), "web", &worker).unwrap());
+        std::mem::forget(publish(directory.path(), "web", Kind::Kvm, &worker).unwrap());
         prepare(directory.path(), "web").unwrap();
         drop(UnixListener::bind(socket(directory.path(), "web", Kind::Kvm)).unwrap());
         let listener = UnixListener::bind(&worker).unwrap();
-        let _link = publish(directory.path(), "web", &worker).unwrap();
+        let _link = publish(directory.path(), "web", Kind::Kvm, &worker).unwrap();
         assert_eq!(find(directory.path(), "web").unwrap().socket, worker);
         drop(listener);
         assert_eq!(find(directory.path(), "web"), None);
