@@ -5,8 +5,9 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::Ipv4Addr,
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
+    process::Command,
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     time::{Duration, Instant},
 };
@@ -104,7 +105,7 @@ impl LinuxGuest {
         let initramfs = folder.path().join("initramfs");
         fs::write(&initramfs, kernel.initramfs(modules, script)?)?;
         let serial = folder.path().join("serial.sock");
-        let listener = std::os::unix::net::UnixListener::bind(&serial)?;
+        let listener = UnixListener::bind(&serial)?;
         let mut command = qemu.command();
         command.args(["-nodefaults", "-display", "none", "-no-user-config", "-no-reboot"]);
         command.arg("-M").arg(match slot {
@@ -131,6 +132,15 @@ impl LinuxGuest {
         let iommu = if iommu { " intel_iommu=on iommu.strict=1" } else { "" };
         command.arg("-append");
         command.arg(format!("console=ttyS0 no_timer_check panic=-1 loglevel=5{iommu}"));
+        Self::start(command, &listener, folder)
+    }
+
+    /// Starts a command that runs QEMU, whose guest's serial line connects to `listener`. The folder lasts as long.
+    pub(crate) fn start(
+        command: Command,
+        listener: &UnixListener,
+        folder: TempDir,
+    ) -> Result<Self> {
         let mut machine = Machine::start(command, folder.path().join("qemu.log"))?;
         listener.set_nonblocking(true)?;
         let start = Instant::now();

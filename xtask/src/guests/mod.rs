@@ -12,6 +12,7 @@ mod copy_device;
 mod cpio;
 mod elf;
 mod emulated_adapter;
+mod failover_tests;
 mod initramfs;
 mod kernel;
 mod kvm;
@@ -61,9 +62,9 @@ enum Which {
         sockets: Vec<PathBuf>,
     },
     /// Boots stock Debian kernels: one whose own iavf drives a VF and pings a user-mode VM, one whose iavf is loaded,
-    /// unloaded and configured again and again under traffic, one whose iavf is unbound after the adapter was killed, and
-    /// one whose own tulip drives an emulated adapter and pings the host behind it, before and after its driver is taken
-    /// out and in.
+    /// unloaded and configured again and again under traffic, one whose iavf is unbound after the adapter was killed, one
+    /// whose own net_failover joins a virtio-net and a VF that comes and goes under traffic, and one whose own tulip
+    /// drives an emulated adapter and pings the host behind it, before and after its driver is taken out and in.
     Qemu(QemuTests),
     /// Boots stock Debian kernels under our KVM partition, within an emulated machine that has KVM: minutes.
     Kvm(KvmTests),
@@ -90,16 +91,22 @@ struct QemuTests {
     /// With --socket: the address to ping; without it the guest only brings the interface up.
     #[arg(long)]
     ping: Option<Ipv4Addr>,
-    /// Give the guest an IOMMU of its own; the one with an emulated adapter never has one.
+    /// Give the guest an IOMMU of its own; the ones with an emulated adapter or a virtio-net never have one.
     #[arg(long)]
     iommu: bool,
+    /// How many times the VF beside a virtio-net is taken away and given back.
+    #[arg(long, value_name = "N", default_value_t = FAILOVER_ROUNDS)]
+    rounds: u32,
 }
+
+const FAILOVER_ROUNDS: u32 = 5;
 
 const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
 
 impl Default for QemuTests {
     fn default() -> Self {
-        Self { only: None, socket: None, address: GUEST_ADDRESS, ping: None, iommu: false }
+        let rounds = FAILOVER_ROUNDS;
+        Self { only: None, socket: None, address: GUEST_ADDRESS, ping: None, iommu: false, rounds }
     }
 }
 
@@ -112,6 +119,8 @@ enum Story {
     Churn,
     /// The one with a VF whose adapter is killed.
     Removal,
+    /// The one with a virtio-net and a VF that is joined with it, taken away and given back.
+    Failover,
     /// The one with an emulated adapter.
     EmulatedAdapter,
 }
@@ -157,7 +166,7 @@ fn run_one(which: &Which) -> Result<()> {
             let qemu = Qemu::fetch(&Cache::open()?)?;
             qtest_tests::run(&qemu, &sockets)
         }
-        Which::Qemu(QemuTests { only, socket, address, ping, iommu }) => {
+        Which::Qemu(QemuTests { only, socket, address, ping, iommu, rounds }) => {
             let cache = Cache::open()?;
             let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache, Series::default())?);
             // Others may fetch while the guest runs.
@@ -173,6 +182,7 @@ fn run_one(which: &Which) -> Result<()> {
                     Story::Vf => linux_tests::run(hardware)?,
                     Story::Churn => churn_tests::run(hardware)?,
                     Story::Removal => removal_tests::run(hardware)?,
+                    Story::Failover => failover_tests::run(&qemu, *rounds)?,
                     Story::EmulatedAdapter => tulip_tests::run(hardware)?,
                 }
             }

@@ -1,6 +1,9 @@
 //! A QEMU with a vfio-user client (10.1 or newer), which Debian has in trixie-backports.
 
 use std::{
+    ffi::OsStr,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -61,6 +64,23 @@ impl Qemu {
         // Accelerators and most devices are loadable modules.
         command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
         command
+    }
+
+    /// A program that runs it as [`Self::command`] does, for others to start: a script, written to `path`.
+    pub(crate) fn script(&self, path: &Path) -> Result<()> {
+        let command = self.command();
+        let quote = |word: &OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
+        let mut text = "#!/bin/sh\n".to_owned();
+        for (name, value) in command.get_envs() {
+            let value = value.map(quote).unwrap_or_default();
+            text.push_str(&format!("export {}={value}\n", name.to_string_lossy()));
+        }
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<String> = words.map(quote).collect();
+        text.push_str(&format!("exec {} \"$@\"\n", words.join(" ")));
+        fs::write(path, text)?;
+        fs::set_permissions(path, Permissions::from_mode(0o755))?;
+        Ok(())
     }
 
     /// The version it says it is.
