@@ -374,16 +374,15 @@ fn find(folder: &Path, name: &str) -> Result<RunningVm> {
     names::find(folder, name).with_context(none)
 }
 
-/// A user-mode VM; of one under KVM, says what to do instead.
+/// A user-mode VM; of another kind, says what to do instead.
 fn user_vm(folder: &Path, name: &str, instead: &str) -> Result<VmClient> {
     let vm = find(folder, name)?;
-    if vm.kind != Kind::UserMode {
-        let kind = vm.kind.word();
-        bail!(
-            "{name} is a VM of kind {kind}, whose guest this command cannot look into: {instead}"
-        );
-    }
-    Ok(VmClient::new(name, vm.socket)?)
+    let place = match vm.kind {
+        Kind::UserMode => return Ok(VmClient::new(name, vm.socket)?),
+        Kind::Kvm => "under KVM",
+        Kind::Qemu => "in QEMU",
+    };
+    bail!("VM {name} is a guest {place}, which this command cannot look into: {instead}")
 }
 
 fn table(vms: &[RunningVm]) -> String {
