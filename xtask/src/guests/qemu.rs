@@ -66,7 +66,8 @@ impl Qemu {
         command
     }
 
-    /// A program that runs it as [`Self::command`] does, for others to start: a script, written to `path`.
+    /// A program that runs it as [`Self::command`] does, for others to start: a script, written to `path`. It does not
+    /// outlive whoever starts it.
     pub(crate) fn script(&self, path: &Path) -> Result<()> {
         let command = self.command();
         let quote = |word: &OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
@@ -77,7 +78,7 @@ impl Qemu {
         }
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let words: Vec<String> = words.map(quote).collect();
-        text.push_str(&format!("exec {} \"$@\"\n", words.join(" ")));
+        text.push_str(&format!("exec setpriv --pdeathsig KILL {} \"$@\"\n", words.join(" ")));
         fs::write(path, text)?;
         fs::set_permissions(path, Permissions::from_mode(0o755))?;
         Ok(())
