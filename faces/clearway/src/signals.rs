@@ -40,13 +40,14 @@ impl SignalQueue {
         &self.received
     }
 
-    /// Waits until a signal, or a client by `asked`, ends the process.
-    pub(crate) fn wait_for_end(&self, asked: &Receiver<()>) {
+    /// Waits until a signal ends the process, or what `over` tells of: a client that asked for it, or the end of what
+    /// the process is for.
+    pub(crate) fn wait_for_end(&self, over: &Receiver<()>) {
         crossbeam_channel::select! {
             recv(self.received) -> signal => {
                 tracing::info!(signal = signal.unwrap_or_default(), "ending");
             }
-            recv(asked) -> _ => tracing::info!("ending: a client asked for it"),
+            recv(over) -> _ => tracing::info!("ending: a client asked for it, or there is nothing more to do"),
         }
     }
 }

@@ -71,7 +71,6 @@ impl GuestOptions {
                 0 | 1 => String::new(),
                 queues => format!(",mq=on,vectors={}", 2 * u32::from(*queues) + 2),
             };
-            let mac = colons(*mac);
             add(
                 "-device",
                 format!(
@@ -81,12 +80,6 @@ impl GuestOptions {
         }
         arguments
     }
-}
-
-/// An address as QEMU takes it.
-fn colons(mac: MacAddress) -> String {
-    let octets: Vec<String> = mac.octets().iter().map(|octet| format!("{octet:02x}")).collect();
-    octets.join(":")
 }
 
 /// A value within an option: QEMU takes a comma that is doubled for one.

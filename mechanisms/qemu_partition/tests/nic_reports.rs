@@ -59,7 +59,7 @@ fn a_nic_that_hangs_up_is_asked_again_and_one_that_says_nothing_any_more_has_its
     let mut vm = Vm::with_adapter(Machine::default());
     let path = vm.directory.path().join("nic");
     let (server, requests) = play(&path);
-    let mut offer = nic.offer(1, nic.allocate());
+    let mut offer = nic.offer(0, 1, nic.allocate());
     offer.nic = path;
     let vf = offer.vf;
     vm.client.offer(&offer);
@@ -87,7 +87,7 @@ fn a_vf_that_its_nic_says_is_freed_is_removed() {
     let mut vm = Vm::with_adapter(Machine::default());
     let path = vm.directory.path().join("nic");
     let (_server, requests) = play(&path);
-    let mut offer = nic.offer(1, nic.allocate());
+    let mut offer = nic.offer(0, 1, nic.allocate());
     offer.nic = path;
     vm.client.offer(&offer);
     vm.qemu.expect("device_add");

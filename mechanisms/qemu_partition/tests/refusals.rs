@@ -19,7 +19,7 @@ fn failure(machine: Machine) -> String {
     let nic = Nic::start(1);
     let mut vm = Vm::start(machine);
     vm.client.ask(PrivateControl::SetAdapter, &adapter(0, MAC)).unwrap();
-    vm.client.offer(&nic.offer(1, nic.allocate()));
+    vm.client.offer(&nic.offer(0, 1, nic.allocate()));
     let cause = vm.client.expect_failure(1);
     let status = vm.client.status();
     assert_eq!(status.devices, []);
@@ -59,16 +59,16 @@ fn a_vf_that_the_machine_has_no_place_for_is_refused_with_the_option_to_add() {
 fn a_vf_that_is_not_there_is_refused_and_another_can_be_offered() {
     let nic = Nic::start(1);
     let mut vm = Vm::with_adapter(Machine::default());
-    vm.client.offer(&nic.offer(1, 0));
+    vm.client.offer(&nic.offer(0, 1, 0));
     let cause = vm.client.expect_failure(1);
     assert!(cause.contains("vf0.sock"), "{cause}");
-    let mut elsewhere = nic.offer(2, nic.allocate());
+    let mut elsewhere = nic.offer(0, 2, nic.allocate());
     elsewhere.nic = "/nowhere".into();
     vm.client.offer(&elsewhere);
     let cause = vm.client.expect_failure(2);
     assert!(cause.contains("/nowhere"), "{cause}");
     vm.qemu.expect_nothing();
-    vm.client.offer(&nic.offer(3, 0));
+    vm.client.offer(&nic.offer(0, 3, 0));
     vm.qemu.expect("device_add");
     vm.client.expect_device(3, DeviceState::Offered);
 }
@@ -112,10 +112,10 @@ fn what_clients_ask_for_that_makes_no_sense_is_refused_and_nothing_is_done() {
     assert_eq!(answer.unwrap_err(), NtStatus::NOT_SUPPORTED);
     let remove = RemoveVf { adapter: 7, serial: 7, surprise: true };
     client.ask(Control::RemoveVf, &remove).unwrap();
-    let offer = nic.offer(1, nic.allocate());
+    let offer = nic.offer(0, 1, nic.allocate());
     client.offer(&offer);
     client.offer(&offer);
-    let answer = client.ask(Control::OfferVf, &nic.offer(2, 0));
+    let answer = client.ask(Control::OfferVf, &nic.offer(0, 2, 0));
     assert_eq!(answer.unwrap_err(), NtStatus::SHARING_VIOLATION);
     assert_eq!(client.ask(Control::EjectVf, &name(2)).unwrap_err(), NtStatus::NOT_FOUND);
     vm.qemu.expect("device_add");

@@ -24,7 +24,7 @@ const FUNCTION: &str = "clearway-vf0";
 fn offered(nic: &Nic) -> (Vm, u16) {
     let mut vm = Vm::with_adapter(Machine::default());
     let vf = nic.allocate();
-    vm.client.offer(&nic.offer(1, vf));
+    vm.client.offer(&nic.offer(0, 1, vf));
     vm.qemu.expect("device_add");
     vm.client.expect_device(1, DeviceState::Offered);
     (vm, vf)
@@ -36,7 +36,7 @@ fn a_vf_is_offered_used_ejected_and_another_takes_its_place_by_the_same_function
     let mut vm = Vm::with_adapter(Machine::default());
     for serial in 1..=3 {
         let vf = nic.allocate();
-        vm.client.offer(&nic.offer(serial, vf));
+        vm.client.offer(&nic.offer(0, serial, vf));
         if serial == 1 {
             let socket = vm.directory.path().join("web-vf0.sock");
             let plugged = json!({
@@ -80,7 +80,7 @@ fn a_vf_that_is_freed_is_removed_unasked_and_the_next_waits_for_the_guest_to_giv
     vm.client.expect_device(1, DeviceState::Removed);
     vm.qemu.expect_del(FUNCTION);
     let vf = nic.allocate();
-    vm.client.offer(&nic.offer(2, vf));
+    vm.client.offer(&nic.offer(0, 2, vf));
     // Who asks is answered after what was asked before.
     let device = vm.client.status().devices.pop().unwrap();
     assert_eq!((device.serial, device.state), (2, DeviceState::Opening));
@@ -112,7 +112,7 @@ fn a_guest_that_does_not_give_a_vf_up_is_asked_again() {
     let mut vm = Vm::start_with(Machine { too_early: 2, ..Machine::default() }, IMPATIENT);
     vm.client.ask(PrivateControl::SetAdapter, &adapter(0, MAC)).unwrap();
     let vf = nic.allocate();
-    vm.client.offer(&nic.offer(1, vf));
+    vm.client.offer(&nic.offer(0, 1, vf));
     vm.qemu.expect("device_add");
     vm.client.expect_device(1, DeviceState::Offered);
     vm.client.eject(1);
@@ -157,7 +157,7 @@ fn a_guest_that_begins_anew_is_not_disturbed_by_the_next_vf_before_its_driver_is
     vm.client.remove(1);
     vm.client.expect_device(1, DeviceState::Removed);
     vm.qemu.expect_del(FUNCTION);
-    vm.client.offer(&nic.offer(2, vf));
+    vm.client.offer(&nic.offer(0, 2, vf));
     vm.qemu.reset();
     vm.client.expect_guest(GuestState::Reset);
     assert_eq!(vm.client.status().devices[0].state, DeviceState::Opening);
@@ -207,7 +207,7 @@ fn a_function_that_qemu_hides_is_offered_when_it_appears_and_ejected_without_the
     let nic = Nic::start(1);
     let mut vm = Vm::with_adapter(Machine { hides: true, ..Machine::default() });
     let vf = nic.allocate();
-    vm.client.offer(&nic.offer(1, vf));
+    vm.client.offer(&nic.offer(0, 1, vf));
     vm.qemu.expect("device_add");
     vm.client.eject(1);
     vm.client.expect_device(1, DeviceState::EjectComplete);
@@ -216,7 +216,7 @@ fn a_function_that_qemu_hides_is_offered_when_it_appears_and_ejected_without_the
     vm.qemu.negotiate("net0");
     assert!(vm.qemu.machine().devices.is_empty(), "there is nothing that it could plug");
     vm.qemu.machine().hides = true;
-    vm.client.offer(&nic.offer(2, vf));
+    vm.client.offer(&nic.offer(0, 2, vf));
     assert_eq!(vm.qemu.expect("device_add")["id"], FUNCTION);
     vm.qemu.negotiate("net0");
     vm.client.expect_device(2, DeviceState::Offered);
@@ -238,7 +238,7 @@ fn a_function_outlives_its_adapter_and_serves_the_next() {
     vm.qemu.expect_del(FUNCTION);
     command(&function, false);
     vm.client.ask(PrivateControl::SetAdapter, &adapter(0, OTHER_MAC)).unwrap();
-    vm.client.offer(&nic.offer(2, vf));
+    vm.client.offer(&nic.offer(0, 2, vf));
     vm.qemu.expect_del(FUNCTION);
     vm.client.expect_device(2, DeviceState::Offered);
     command(&function, true);
@@ -247,7 +247,7 @@ fn a_function_outlives_its_adapter_and_serves_the_next() {
     vm.client.ask(PrivateControl::SetAdapter, &adapter(0, MAC)).unwrap();
     vm.client.expect_device(2, DeviceState::Removed);
     vm.qemu.expect_del(FUNCTION);
-    vm.client.offer(&nic.offer(3, vf));
+    vm.client.offer(&nic.offer(0, 3, vf));
     command(&function, false);
     vm.qemu.expect_del(FUNCTION);
     vm.client.expect_device(3, DeviceState::Offered);
@@ -260,7 +260,7 @@ fn a_function_that_qemu_has_left_or_removed_is_followed_by_another() {
     let bus = vm.qemu.machine().devices.remove(0).bus;
     vm.client.expect_device(1, DeviceState::Removed);
     vm.qemu.expect_del(FUNCTION);
-    vm.client.offer(&nic.offer(2, vf));
+    vm.client.offer(&nic.offer(0, 2, vf));
     assert_eq!(vm.qemu.expect("device_add")["bus"], bus);
     vm.client.expect_device(2, DeviceState::Offered);
 }
@@ -276,7 +276,7 @@ fn qemu_ends_and_the_guest_is_gone_and_then_its_vf() {
     other.expect_device(1, DeviceState::Removed);
     vm.gone.recv_timeout(common::LIMIT).unwrap();
     assert_eq!(vm.client.status().guest, GuestState::Gone);
-    let offer = serde_json::to_vec(&nic.offer(2, 0)).unwrap();
+    let offer = serde_json::to_vec(&nic.offer(0, 2, 0)).unwrap();
     let refused = vm.client.raw(PrivateControl::OfferVf.code(), &offer, 0).unwrap_err();
     assert_eq!(refused, pcivirt_protocol::NtStatus::DEVICE_REMOVED);
     drop(vm.host);
@@ -297,7 +297,7 @@ fn what_a_process_before_has_left_is_given_up_and_the_next_function_has_another_
     let mut vm = Vm::start_with(Machine { devices, ..Machine::default() }, IMPATIENT);
     vm.qemu.expect_del(FUNCTION);
     vm.client.ask(PrivateControl::SetAdapter, &adapter(0, MAC)).unwrap();
-    vm.client.offer(&nic.offer(1, nic.allocate()));
+    vm.client.offer(&nic.offer(0, 1, nic.allocate()));
     let added = vm.qemu.expect("device_add");
     assert_eq!((&added["id"], &added["bus"]), (&json!("clearway-vf0-1"), &json!("vfport1")));
     assert_eq!(added.get("failover_pair_id"), None);

@@ -19,7 +19,7 @@ use crate::function::{News, RelayNews, RelayedFunction, Shape};
 /// How long a VF's server has to answer: less than the 5 s for which QEMU waits.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Why a VF cannot be put behind a relay. The function is as it was before.
+/// Why a VF cannot be put behind a relay. The function is dormant then.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     /// The VF cannot be had.

@@ -39,6 +39,7 @@ pub use nic_switch::VlanMode;
 use serde::{Deserialize, Serialize};
 use vmbus_protocol::{GpaRangeHeader, GpadlRange};
 
+pub use crate::GuestPath;
 use crate::PortStatistics;
 
 /// A private control's code, its input and its output.
@@ -290,21 +291,8 @@ pub enum VfCommand {
     /// By which path the guest of a virtio-net takes frames: its driver is told nothing of its VF. For no other port.
     GuestPath {
         /// Which one.
-        path: VirtioNetPath,
+        path: GuestPath,
     },
-}
-
-/// By which path the guest of a virtio-net takes frames.
-#[derive(Copy, Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VirtioNetPath {
-    /// By its virtio-net.
-    #[default]
-    Synthetic,
-    /// By neither yet, or not any more: frames for it wait, for a second at most.
-    Moving,
-    /// By its VF.
-    Vf,
 }
 
 /// What has changed, as a whole.

@@ -433,9 +433,9 @@ pub struct AdapterStatus {
     pub switch: PathBuf,
     /// The switch's port.
     pub port: String,
-    /// Whether its switch is there.
+    /// Whether its switch is there; of a virtio-net, whether QEMU has one that a VF can be joined with.
     pub connected: bool,
-    /// What keeps it from its switch.
+    /// What keeps it from its switch, or from a VF.
     pub last_error: Option<String>,
     /// Whether it is offered to the guest.
     pub offered: bool,

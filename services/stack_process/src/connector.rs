@@ -115,7 +115,7 @@ pub(crate) fn sentence(peer: Peer, error: &ClientError) -> String {
     let program = match peer {
         Peer::Nic(_) => "clearway adapter",
         Peer::Switch(_) => "clearway switch run",
-        Peer::Vm(_) => "clearway vm run",
+        Peer::Vm(_) => "clearway vm run` or `clearway vm qemu",
     };
     match error {
         ClientError::NotRunning { path, .. } => {

@@ -22,7 +22,7 @@ use super::{
     qemu::Qemu,
 };
 
-/// The first kernel that Debian has whose iavf can be joined: that of 6.1 to 6.15 hangs when net_failover opens it.
+/// A kernel whose iavf can be joined: that of 6.1 and 6.12 hangs when net_failover opens it.
 const SERIES: Series = Series::V7_2;
 /// How long the stack may take for a change that the guest takes part in.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -2,6 +2,8 @@
 
 use std::{
     ffi::OsString,
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
     str::FromStr,
@@ -12,22 +14,26 @@ use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, value_parser};
 use ndis_protocol::MacAddress;
 use qemu_partition::{GuestOptions, NicOptions, QemuHost, QemuHostConfig};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::inotify,
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 
 use super::names::{self, Kind, vm_name};
 use crate::signals::SignalQueue;
 
 /// How long QEMU may take to make its QMP socket, and to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often its socket is looked for, or whether it has ended.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// Give the guest of a QEMU VFs beside its virtio-nets, and take them away, as `clearway stack` says.
 ///
 /// With --nic it runs QEMU, with the options that this needs and those after --; with --print it prints them. With --qmp it
 /// drives a QEMU that runs, and says which option is missing if it cannot; that QEMU goes on when this ends, without VFs.
 ///
-/// In the guest, the kernel's own net_failover joins each virtio-net with its VF, whose driver is iavf. That takes Linux
-/// 6.16 or newer: the iavf of 6.1 to 6.15 hangs when it is joined.
+/// In the guest, the kernel's own net_failover joins each virtio-net with its VF, whose driver is iavf. Linux 7.2
+/// does it; the iavf of 6.1 and 6.12 hangs the guest when it is joined.
 ///
 /// Exit codes: 0 QEMU ended, or a client ended it (`clearway vm stop`); 1 it cannot be run or driven, with the cause on
 /// standard error; QEMU's own exit code if it fails; 2 wrong usage.
@@ -178,6 +184,8 @@ fn quoted(word: &str) -> String {
 /// A QEMU that was started here, and ends with this.
 struct Qemu {
     child: Child,
+    /// By which its end can be awaited.
+    process: OwnedFd,
     qmp: PathBuf,
 }
 
@@ -187,39 +195,63 @@ impl Qemu {
         let qmp = guest.qmp.clone();
         // The socket of one that was killed, perhaps; a live one keeps the worker's socket too.
         let _ = std::fs::remove_file(&qmp);
+        let made = watch_for_files(&qmp)?;
         let mut command = Command::new(program);
         command.args(guest.arguments()).args(options).arg("-S");
-        let child = command.spawn().with_context(|| {
+        let mut child = command.spawn().with_context(|| {
             format!("QEMU's program {}: install it, or name it with --program", program.display())
         })?;
-        let mut this = Self { child, qmp };
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let process = process.inspect_err(|_| drop(child.kill().and_then(|()| child.wait())))?;
+        let mut this = Self { child, process, qmp };
         let deadline = Instant::now() + PATIENCE;
         while !this.qmp.exists() {
             if let Some(status) = this.child.try_wait()? {
                 bail!("QEMU did not start: {status}; what it said is above");
             }
-            if Instant::now() > deadline {
+            if !wait_for(&[&made, &this.process], deadline)? {
                 bail!("QEMU has not made its QMP socket {} in time", this.qmp.display());
             }
-            std::thread::sleep(LOOK);
+            let mut room = [MaybeUninit::uninit(); 1024];
+            let mut news = inotify::Reader::new(&made, &mut room);
+            // What is there is looked for above.
+            while news.next().is_ok() {}
         }
         Ok(this)
     }
 
     /// Ends it if it has not ended, and has its exit code for this process's.
     fn end(mut self) -> Result<ExitCode> {
-        let asked = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(asked, rustix::process::Signal::TERM);
-        let deadline = Instant::now() + PATIENCE;
-        let status = loop {
-            match self.child.try_wait()? {
-                Some(status) => break status,
-                None if Instant::now() > deadline => bail!("QEMU does not end: it is killed"),
-                None => std::thread::sleep(LOOK),
-            }
-        };
+        let _ = pidfd_send_signal(&self.process, Signal::TERM);
+        if !wait_for(&[&self.process], Instant::now() + PATIENCE)? {
+            bail!("QEMU does not end: it is killed");
+        }
+        let status = self.child.wait()?;
         let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
         Ok(ExitCode::from(code))
+    }
+}
+
+/// What can be read of when a file is made in the folder of this one.
+fn watch_for_files(file: &Path) -> Result<OwnedFd> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let made = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&made, folder, inotify::WatchFlags::CREATE)
+        .with_context(|| format!("watching {}", folder.display()))?;
+    Ok(made)
+}
+
+/// Waits until one of these can be read; false if none could until the deadline.
+fn wait_for(descriptors: &[&OwnedFd], deadline: Instant) -> Result<bool> {
+    let mut fds: Vec<_> =
+        descriptors.iter().map(|descriptor| PollFd::new(*descriptor, PollFlags::IN)).collect();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).try_into()?;
+        match poll(&mut fds, Some(&left)) {
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
     }
 }
 

@@ -15,6 +15,12 @@ use crate::{
     slot::Move,
 };
 
+/// How the driver of a NIC is that joins a VF.
+const READY: SyntheticNicState = SyntheticNicState::Ready { failover: true };
+/// How that of a NIC is said to be that no VF can be joined with, or that QEMU does not have: whoever offers a VF is told
+/// what is missing, and nobody waits for a driver.
+const REFUSED: SyntheticNicState = READY;
+
 /// An adapter.
 pub(crate) struct Adapter {
     config: AdapterConfig,
@@ -73,10 +79,9 @@ impl Adapter {
     fn find_nic(&mut self, cx: &Cx) {
         let found = cx.machine.nic(self.mac);
         self.nic = match &found {
-            Ok(nic) if cx.met_running || cx.negotiated.contains(&nic.id) => {
-                SyntheticNicState::Ready { failover: true }
-            }
-            _ => SyntheticNicState::Closed,
+            Ok(nic) if cx.met_running || cx.negotiated.contains(&nic.id) => READY,
+            Ok(_) => SyntheticNicState::Closed,
+            Err(_) => REFUSED,
         };
         self.last_error = found.err().map(|error| error.to_string());
         if let Some(error) = &self.last_error {
@@ -182,7 +187,7 @@ impl Adapter {
     /// The guest's virtio-net driver has agreed on VIRTIO_NET_F_STANDBY.
     pub(crate) fn failover_negotiated(&mut self, id: &str, cx: &mut Cx) {
         if cx.machine.nic(self.mac).is_ok_and(|nic| nic.id == id) {
-            self.set_nic(SyntheticNicState::Ready { failover: true }, cx);
+            self.set_nic(READY, cx);
         }
     }
 
@@ -194,7 +199,9 @@ impl Adapter {
     }
 
     pub(crate) fn guest_reset(&mut self, cx: &mut Cx) {
-        self.set_nic(SyntheticNicState::Closed, cx);
+        if cx.machine.nic(self.mac).is_ok() {
+            self.set_nic(SyntheticNicState::Closed, cx);
+        }
         let backed = self.device.as_ref().is_some_and(|device| device.reports.is_some());
         self.place.guest_reset(backed);
         if let Some(device) = &mut self.device {
@@ -307,13 +314,13 @@ impl Adapter {
         self.last_error = Some(cause);
     }
 
-    pub(crate) fn status(&self) -> AdapterStatus {
+    pub(crate) fn status(&self, cx: &Cx) -> AdapterStatus {
         AdapterStatus {
             adapter: self.config.adapter,
             mac: self.mac.to_string(),
             switch: self.config.switch.clone(),
             port: self.config.port.clone(),
-            connected: true,
+            connected: cx.machine.nic(self.mac).is_ok(),
             last_error: self.last_error.clone(),
             offered: self.nic != SyntheticNicState::Closed,
             channels: 0,

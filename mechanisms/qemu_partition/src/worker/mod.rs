@@ -372,7 +372,7 @@ impl Worker {
             name: self.name.clone(),
             guest: self.guest,
             vmbus: None,
-            adapters: self.adapters.values().map(Adapter::status).collect(),
+            adapters: self.adapters.values().map(|adapter| adapter.status(&self.cx)).collect(),
             devices: self.adapters.values().filter_map(Adapter::device_status).collect(),
             integration: IntegrationStatus::default(),
         }

@@ -1,6 +1,7 @@
 //! A host side between a QEMU that is played, a real NIC, and a client as the virtualization stack is one.
 #![allow(dead_code, unreachable_pub)]
 
+#[path = "../../../vm_worker/tests/common/nic.rs"]
 pub mod nic;
 pub mod qemu;
 

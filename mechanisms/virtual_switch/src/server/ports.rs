@@ -19,8 +19,7 @@ use crate::{
     SyntheticPort, TulipPort, VhostUserPort, VirtualSwitch,
     control::{
         ChannelUpcall, DataPath, GuestState, MAX_CHANNELS, MAX_PORT_NAME, MAX_PORTS, PortCommand,
-        PortConfig, PortKind, PortName, PortReport, UplinkReport, VfCommand, VirtioNetPath,
-        VlanMode,
+        PortConfig, PortKind, PortName, PortReport, UplinkReport, VfCommand, VlanMode,
     },
 };
 
@@ -468,13 +467,8 @@ impl Ports {
     }
 
     /// Notes by which path the guest of a virtio-net takes frames.
-    fn guest_path(&self, state: &State, name: &str, path: VirtioNetPath) -> Result<(), NtStatus> {
+    fn guest_path(&self, state: &State, name: &str, path: GuestPath) -> Result<(), NtStatus> {
         let port = state.ports.get(name).ok_or(NtStatus::NOT_FOUND)?;
-        let path = match path {
-            VirtioNetPath::Synthetic => GuestPath::Synthetic,
-            VirtioNetPath::Moving => GuestPath::Moving,
-            VirtioNetPath::Vf => GuestPath::Vf,
-        };
         let vlan = match port.config.vlan {
             VlanMode::Access { vlan } => Some(vlan),
             _ => None,

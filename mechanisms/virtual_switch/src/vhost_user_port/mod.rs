@@ -22,6 +22,7 @@ use arrayvec::ArrayVec;
 use linux_network::PacketOffload;
 use offload::{MAX_HEADER_LEN, TPID_8021Q, VLAN_TAG_LEN};
 use owner_thread::{Inbox, inbox};
+use serde::{Deserialize, Serialize};
 use shared_memory::SharedSlice;
 use vhost_user_net::{Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, VhostUserServer};
 
@@ -56,7 +57,8 @@ pub struct VhostUserPort {
 }
 
 /// By which path the guest of a virtio-net takes frames.
-#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum GuestPath {
     /// By its virtio-net.
     #[default]

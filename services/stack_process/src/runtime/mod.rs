@@ -82,7 +82,7 @@ struct Adapter {
     /// The guest of a virtio-net sends and receives by that VF, as its host side said last.
     in_use: bool,
     /// By which path the guest of a virtio-net takes frames, as its VM's host side said last, if it did.
-    path: Option<virtual_switch::control::VirtioNetPath>,
+    path: Option<virtual_switch::GuestPath>,
 }
 
 impl Adapter {

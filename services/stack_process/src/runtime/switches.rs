@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use device_control::{Completion, Target};
 use virtual_switch::control::{
-    DataPath as PortPath, GuestState, PortCommand, PortConfig, PortKind, PortName, PortReport,
-    PrivateControl, REPORT_CAPACITY, STATUS_CAPACITY, SocketIdentity, SwitchReport, SwitchStatus,
-    UplinkReport, VfCommand, VirtioNetPath,
+    DataPath as PortPath, GuestPath, GuestState, PortCommand, PortConfig, PortKind, PortName,
+    PortReport, PrivateControl, REPORT_CAPACITY, STATUS_CAPACITY, SocketIdentity, SwitchReport,
+    SwitchStatus, UplinkReport, VfCommand,
 };
 use virtualization_stack::{
     AdapterId, AdapterKind, DataPath, Input, NetVspCommand, NetVspReport, NicId, Uplink, VmSwitchId,
@@ -243,7 +243,7 @@ impl Runtime {
     }
 
     /// Tells the port of a virtio-net by which path its guest takes frames, as its VM's host side says.
-    pub(super) fn guest_path(&mut self, id: AdapterId, path: VirtioNetPath) {
+    pub(super) fn guest_path(&mut self, id: AdapterId, path: GuestPath) {
         let Some(adapter) = self.adapters.get_mut(&id).filter(|a| a.is_virtio_net()) else {
             return;
         };

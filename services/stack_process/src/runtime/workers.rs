@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use device_control::{Completion, Target};
 use pcivirt_protocol::NtStatus;
-use virtual_switch::control::VirtioNetPath;
+use virtual_switch::GuestPath;
 use virtualization_stack::{
     AdapterId, AdapterKind, DataPath, Input, MitigatedRanges, NetVspReport, VfSerial, VmId,
     VmState, VpciCommand, VpciOffer, VpciReport,
@@ -44,7 +44,7 @@ impl Runtime {
         let without =
             self.adapters.iter().filter(|(_, a)| a.vm == id && !with_device.contains(&a.number));
         for adapter in without.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.guest_path(adapter, VirtioNetPath::Synthetic);
+            self.guest_path(adapter, GuestPath::Synthetic);
         }
         for DeviceStatus { adapter, serial, state, .. } in status.devices {
             // Those of this life are reported, and taken away, by and by.
@@ -83,7 +83,7 @@ impl Runtime {
         let ids: Vec<_> =
             self.adapters.iter().filter(|(_, a)| a.vm == id).map(|(id, _)| *id).collect();
         for adapter in ids {
-            self.guest_path(adapter, VirtioNetPath::Synthetic);
+            self.guest_path(adapter, GuestPath::Synthetic);
         }
         for (adapter_id, adapter) in self.adapters.iter_mut().filter(|(_, a)| a.vm == id) {
             adapter.in_use = false;
@@ -370,11 +370,11 @@ impl Runtime {
 }
 
 /// By which path a guest with a virtio-net takes frames whose VF is in this state.
-const fn path_by(state: &DeviceState) -> VirtioNetPath {
+const fn path_by(state: &DeviceState) -> GuestPath {
     match state {
-        DeviceState::InUse => VirtioNetPath::Vf,
-        DeviceState::DeviceStarted => VirtioNetPath::Moving,
-        _ => VirtioNetPath::Synthetic,
+        DeviceState::InUse => GuestPath::Vf,
+        DeviceState::DeviceStarted => GuestPath::Moving,
+        _ => GuestPath::Synthetic,
     }
 }
 
