@@ -11,11 +11,12 @@ use avf_driver::transport::Transport as _;
 use common::{
     Client, IMPATIENT, MAC, OTHER_MAC, READY, Vm, adapter,
     nic::Nic,
-    qemu::{Device, Machine, command, drive},
+    qemu::{Device, Machine, command, drive, pme_off},
 };
+use pcivirt_protocol::NtStatus;
 use serde_json::json;
 use vm_worker::control::{
-    DeviceState, GuestState, PrivateControl, SyntheticNicState, WorkerReport,
+    AdapterNumber, DeviceState, GuestState, PrivateControl, SyntheticNicState, WorkerReport,
 };
 
 const FUNCTION: &str = "clearway-vf0";
@@ -67,6 +68,32 @@ fn a_vf_is_offered_used_ejected_and_another_takes_its_place_by_the_same_function
     }
     assert_eq!(vm.client.status().devices, []);
     vm.qemu.expect_nothing();
+}
+
+#[test]
+fn a_guest_that_is_about_to_leave_its_vf_waits_until_it_is_let_go() {
+    let nic = Nic::start(1);
+    let (mut vm, _) = offered(&nic);
+    let function = vm.qemu.function(FUNCTION);
+    command(&function, true);
+    vm.client.expect_device(1, DeviceState::BusOpened);
+    let driver = drive(&function, 1);
+    vm.client.expect_device(1, DeviceState::InUse);
+    // Whoever is not asked to give it up does not leave it by this.
+    pme_off(&function);
+    vm.client.eject(1);
+    vm.qemu.expect_del(FUNCTION);
+    std::thread::scope(|scope| {
+        scope.spawn(|| pme_off(&function));
+        // Its driver still runs.
+        vm.client.expect_device(1, DeviceState::DeviceStarted);
+        vm.client.ask(PrivateControl::LetLeave, &AdapterNumber { adapter: 0 }).unwrap();
+    });
+    drop(driver);
+    command(&function, false);
+    vm.client.expect_device(1, DeviceState::EjectComplete);
+    let nobody = vm.client.ask(PrivateControl::LetLeave, &AdapterNumber { adapter: 1 });
+    assert_eq!(nobody, Err(NtStatus::NOT_FOUND));
 }
 
 #[test]

@@ -11,6 +11,8 @@ use vfio_user_client::{Client, ClientError};
 use vfio_user_protocol::{DmaAccess, Errno, PciIrq, PciRegion};
 use vfio_user_server::{DmaRange, EventFd, IrqChange, PciFunctionDevice, Region};
 
+use crate::leaving::{Gate, Pme};
+
 /// Offset of the command register in configuration space, bytes.
 const COMMAND: u64 = 4;
 /// Bus Master Enable, in the first byte of the command register.
@@ -28,6 +30,9 @@ pub struct RelayNews {
     pub master_set: bool,
     /// It has written it without, also of a dormant function: it looks at the function, leaves it, or gives it up.
     pub master_cleared: bool,
+    /// The guest was to wait before it leaves the function, and has come to that: its driver still has it, and is about to
+    /// be taken from it. It waits until it is let go, for half a second at most.
+    pub leaving: bool,
     /// Bus Master Enable as it was written last.
     pub bus_master: bool,
     /// The server of the VF that is behind the relay, or was last, has hung up or does not answer: the function is dormant.
@@ -91,6 +96,8 @@ pub(crate) struct Shape {
     regions: Vec<u64>,
     /// Vectors of each kind of interrupts, by index.
     irqs: Vec<u32>,
+    /// Its power management, if it has any.
+    pme: Option<Pme>,
 }
 
 impl Shape {
@@ -100,6 +107,7 @@ impl Shape {
         Ok(Self {
             regions: regions.collect::<Result<_, ClientError>>()?,
             irqs: irqs.collect::<Result<_, ClientError>>()?,
+            pme: Pme::find(vf)?,
         })
     }
 }
@@ -113,12 +121,13 @@ pub(crate) struct RelayedFunction {
     /// Eventfds that the client has wired.
     vectors: BTreeMap<(u32, u32), EventFd>,
     news: Arc<News>,
+    gate: Arc<Gate>,
 }
 
 impl RelayedFunction {
-    pub(crate) fn new(shape: Shape, news: Arc<News>) -> Self {
+    pub(crate) fn new(shape: Shape, news: Arc<News>, gate: Arc<Gate>) -> Self {
         let (ranges, vectors) = (BTreeMap::new(), BTreeMap::new());
-        Self { shape, vf: None, ranges, vectors, news }
+        Self { shape, vf: None, ranges, vectors, news, gate }
     }
 
     pub(crate) fn shape(&self) -> &Shape {
@@ -205,6 +214,8 @@ impl PciFunctionDevice for RelayedFunction {
     ) -> Result<(), Errno> {
         if self.with_vf(|vf| vf.region_read_into(region, offset, data)).is_none() {
             data.fill(0xFF);
+        } else if let Some(pme) = self.shape.pme.filter(|_| region == PciRegion::Config) {
+            pme.add_to(offset, data);
         }
         Ok(())
     }
@@ -220,6 +231,11 @@ impl PciFunctionDevice for RelayedFunction {
                     news.master_set |= bus_master;
                     news.master_cleared |= !bus_master;
                 });
+            }
+            if self.vf.is_some()
+                && self.shape.pme.is_some_and(|pme| pme.is_disabled_by(offset, data))
+            {
+                self.gate.pass(|| self.news.tell(|news| news.leaving = true));
             }
             return Ok(());
         }

@@ -10,12 +10,16 @@
 //! It refuses to know what the function does, to decide when it has a VF, and to tell the guest of it. A VF of another
 //! shape than the first one is refused, since a client asks for regions once.
 //!
+//! A guest's driver that is taken from the VF would leave what has been received and not been looked at. So the guest can
+//! be held back at that point ([`Relay::hold_leaving`]) until frames have another way.
+//!
 //! Registers that the VF would have its driver map are accessed by message here: QEMU maps a region for as
 //! long as the device is there, and the VF's memory ends before.
 //!
 //! Layer: mechanisms (ARCHITECTURE.md), above `vfio_user_server` and `vfio_user_client`. Used by `qemu_partition`.
 
 mod function;
+mod leaving;
 mod relay;
 
 pub use function::RelayNews;

@@ -14,10 +14,17 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vfio_user_client::{Client, ClientError};
 use vfio_user_server::{ServerError, ServerOptions, VfioUserServer};
 
-use crate::function::{News, RelayNews, RelayedFunction, Shape};
+use crate::{
+    function::{News, RelayNews, RelayedFunction, Shape},
+    leaving::Gate,
+};
 
 /// How long a VF's server has to answer: less than the 5 s for which QEMU waits.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a guest is held back at most, in which QEMU does nothing else. A NIC that has moved the filters waits 200 ms for
+/// a driver that has not taken all yet, and one that is held back does not.
+const LEAVE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Why a VF cannot be put behind a relay. The function is dormant then.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +66,7 @@ pub struct Relay {
     socket: PathBuf,
     name: String,
     news: Arc<News>,
+    gate: Arc<Gate>,
     /// While there is a VF, or a client.
     served: Option<Served>,
     watch: Option<Watch>,
@@ -79,7 +87,8 @@ impl Relay {
         ring: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let news = Arc::new(News::new(ring));
-        Self { socket, name: name.into(), news, served: None, watch: None }
+        let gate = Arc::new(Gate::new(LEAVE_LIMIT));
+        Self { socket, name: name.into(), news, gate, served: None, watch: None }
     }
 
     /// What has happened since this was called last.
@@ -97,6 +106,17 @@ impl Relay {
         self.news.is_connected()
     }
 
+    /// From now on a guest whose driver is about to be taken from the function waits for [`let_leave`](Self::let_leave), once
+    /// and for half a second at most, and [`RelayNews::leaving`] tells of it. QEMU waits with it.
+    pub fn hold_leaving(&self) {
+        self.gate.close();
+    }
+
+    /// The guest may leave the function.
+    pub fn let_leave(&self) {
+        self.gate.open();
+    }
+
     /// Puts the VF that is served at `vf` behind the function, instead of any it had. Waits for its server, which has
     /// 3 s for each answer.
     ///
@@ -110,7 +130,7 @@ impl Relay {
         let hang_up = client.duplicate_fd().map_err(wrong)?;
         let served = match &self.served {
             Some(served) => served,
-            None => self.served.insert(serve(&self.socket, &self.name, shape.clone(), &self.news)?),
+            None => self.served.insert(self.serve(shape.clone())?),
         };
         let mut function = lock(&served.function);
         if *function.shape() != shape {
@@ -128,6 +148,7 @@ impl Relay {
     /// A function that QEMU does not have is not served without VF: QEMU gives up a device at once whose socket is not
     /// there, and one that reads as ones only after it has begun with it.
     pub fn detach(&mut self) {
+        self.let_leave();
         self.watch = None;
         let vf = self.served.as_ref().and_then(|served| lock(&served.function).detach());
         if let Some(vf) = vf
@@ -138,6 +159,15 @@ impl Relay {
         if !self.is_connected() {
             self.served = None;
         }
+    }
+
+    fn serve(&self, shape: Shape) -> Result<Served, RelayError> {
+        let function = RelayedFunction::new(shape, Arc::clone(&self.news), Arc::clone(&self.gate));
+        let function = Arc::new(Mutex::new(function));
+        let options = ServerOptions::new(&self.name);
+        let server = VfioUserServer::bind(&self.socket, Arc::clone(&function), options)
+            .map_err(|source| RelayError::Socket { socket: self.socket.clone(), source })?;
+        Ok(Served { function, _server: server })
     }
 }
 
@@ -151,13 +181,6 @@ impl std::fmt::Debug for Relay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Relay").field("socket", &self.socket).finish_non_exhaustive()
     }
-}
-
-fn serve(socket: &Path, name: &str, shape: Shape, news: &Arc<News>) -> Result<Served, RelayError> {
-    let function = Arc::new(Mutex::new(RelayedFunction::new(shape, Arc::clone(news))));
-    let server = VfioUserServer::bind(socket, Arc::clone(&function), ServerOptions::new(name))
-        .map_err(|source| RelayError::Socket { socket: socket.to_owned(), source })?;
-    Ok(Served { function, _server: server })
 }
 
 fn lock(function: &Mutex<RelayedFunction>) -> MutexGuard<'_, RelayedFunction> {

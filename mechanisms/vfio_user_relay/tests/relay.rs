@@ -12,6 +12,9 @@ use arrayvec::ArrayVec;
 use avf_driver::{AvfControl, AvfDriver, DriverConfig, QueuePair, RxSegment, TxSegment};
 use ndis_protocol::{FilterId, FunctionId, InterruptModeration, MacAddress, VPortId, VfId};
 use nic_switch::{ReceiveFilter, VlanMatch};
+use pcie_protocol::{
+    CapabilityId, CapabilityWalk, PowerManagementCapabilities, PowerManagementControl,
+};
 use vfio_user_client::{Client, PciRegion};
 use vfio_user_relay::{Relay, RelayError, RelayNews};
 
@@ -219,4 +222,37 @@ fn a_function_that_nobody_has_is_not_served_without_vf() {
     nic.give(1);
     relay.attach(&nic.socket(1)).unwrap();
     assert!(!relay.news().vf_lost, "what became of the one before is no news");
+}
+
+#[test]
+fn a_guest_that_is_about_to_leave_is_told_of_if_it_is_to_wait() {
+    let nic = Nic::new();
+    let (mut relay, bell) = nic.relay();
+    relay.attach(&nic.socket(0)).unwrap();
+    let client = Client::connect(relay.socket(), PATIENCE).unwrap();
+    wait_for(&relay, &bell, |news| news.connected);
+    let mut config = [0; 256];
+    for (offset, register) in (0..).step_by(4).zip(config.chunks_exact_mut(4)) {
+        client.config_read(offset, register).unwrap();
+    }
+    let power =
+        CapabilityWalk::new(&config).find(|found| found.id == CapabilityId::POWER_MANAGEMENT);
+    let at = power.unwrap().offset;
+    let mut capabilities = [0; 2];
+    client.config_read(at + 2, &mut capabilities).unwrap();
+    let capabilities = PowerManagementCapabilities::from(u16::from_le_bytes(capabilities));
+    assert_eq!((capabilities.version(), capabilities.pme_support()), (3, 1));
+
+    let off = PowerManagementControl::new().with_pme_status(true);
+    let leave = || client.config_write(at + 4, &u16::from(off).to_le_bytes()).unwrap();
+    leave();
+    assert!(!relay.news().leaving, "Linux does so when it finds a function, too");
+    relay.hold_leaving();
+    std::thread::scope(|scope| {
+        scope.spawn(leave);
+        wait_for(&relay, &bell, |news| news.leaving);
+        relay.let_leave();
+    });
+    leave();
+    assert!(!relay.news().leaving);
 }

@@ -46,6 +46,10 @@ pub enum PrivateControl {
     /// for it, or not yet; STATUS_DEVICE_BUSY while it is asked already; STATUS_IO_TIMEOUT if it does not answer;
     /// STATUS_DEVICE_REMOVED if it closes the service, begins anew or ends instead, or has ended before.
     ShutDownGuest = 10,
+    /// [`AdapterNumber`] as JSON in, nothing out, at once: what the guest receives comes by its VF no more. A guest that
+    /// gives its VF up waits for this, for a moment, once [`DeviceState::InUse`] is over. STATUS_NOT_FOUND if there is no such
+    /// adapter; STATUS_INVALID_DEVICE_REQUEST of a host side whose guests hear it by NetVSP.
+    LetLeave = 11,
 }
 
 impl PrivateControl {
@@ -62,6 +66,7 @@ impl PrivateControl {
             8 => Self::NextReport,
             9 => Self::Shutdown,
             10 => Self::ShutDownGuest,
+            11 => Self::LetLeave,
             _ => return None,
         })
     }
@@ -322,7 +327,7 @@ pub enum DeviceState {
     /// A driver in the guest has put the device to work: an interrupt was routed to it.
     DeviceStarted,
     /// The driver has enabled the VF's queues: the guest sends and receives by it. Back to [`Self::DeviceStarted`] when
-    /// it disables them, and no more when its guest begins anew. Only of guests whose synthetic NIC is no NetVSC; of the others NetVSC says which path they use.
+    /// it disables them or is about to, and no more when its guest begins anew. Only of guests whose synthetic NIC is no NetVSC; of the others NetVSC says which path they use.
     InUse,
     /// The guest has given the device up, after it was asked. Nothing is mapped any more.
     EjectComplete,

@@ -46,6 +46,8 @@ struct Device {
     offered: bool,
     /// The guest is to give it up.
     ejecting: bool,
+    /// Its driver is about to be taken from it.
+    leaving: bool,
     ejected: bool,
 }
 
@@ -58,8 +60,8 @@ impl Device {
         match (&self.driver, self.bus_master) {
             _ if self.ejected => DeviceState::EjectComplete,
             _ if !self.offered => DeviceState::Opening,
-            (VfDriver::Running { .. }, _) => DeviceState::InUse,
-            (VfDriver::Present, _) => DeviceState::DeviceStarted,
+            (VfDriver::Running { .. }, _) if !self.leaving => DeviceState::InUse,
+            (VfDriver::Running { .. } | VfDriver::Present, _) => DeviceState::DeviceStarted,
             (_, true) => DeviceState::BusOpened,
             (_, false) => DeviceState::Offered,
         }
@@ -155,6 +157,7 @@ impl Adapter {
             bus_master: false,
             offered: false,
             ejecting: false,
+            leaving: false,
             ejected: false,
         });
         if let Err(error) = cx.machine.nic(self.mac) {
@@ -171,7 +174,14 @@ impl Adapter {
             device.ejecting = true;
             // What the guest was never told of it need not give up.
             device.ejected |= !device.offered;
+            // What its driver has not taken yet it never would.
+            self.place.relay.hold_leaving();
         }
+    }
+
+    /// What the guest receives comes by the VF no more.
+    pub(crate) fn let_leave(&self) {
+        self.place.relay.let_leave();
     }
 
     /// Takes the VF away, whatever the guest does with it. One that has not given it up is asked to give up what is left.
@@ -205,7 +215,7 @@ impl Adapter {
         let backed = self.device.as_ref().is_some_and(|device| device.reports.is_some());
         self.place.guest_reset(backed);
         if let Some(device) = &mut self.device {
-            device.bus_master = false;
+            (device.bus_master, device.leaving) = (false, false);
             // The VF that it has given up was taken away then: it does not find it again.
             device.ejected = device.ejecting && device.reports.is_none();
         }
@@ -218,6 +228,11 @@ impl Adapter {
             device.bus_master = heard.bus_master && device.reports.is_some();
             device.offered |= heard.appeared && device.reports.is_some() && !device.ejecting;
             device.ejected |= heard.given_up && device.ejecting;
+            let runs = matches!(device.driver, VfDriver::Running { .. });
+            device.leaving |= heard.leaving && device.ejecting;
+            if heard.leaving && !runs {
+                self.place.relay.let_leave();
+            }
             if heard.vf_lost && device.reports.is_some() {
                 tracing::warn!(adapter = self.config.adapter, "the VF is gone by surprise");
                 self.remove_device(cx);

@@ -316,6 +316,10 @@ impl Worker {
                     Err(_) => cx.reports.device_to(client, name, DeviceState::Removed),
                 }
             }
+            PrivateControl::LetLeave => {
+                let AdapterNumber { adapter } = parse(input)?;
+                adapters.get(&adapter).ok_or(NtStatus::NOT_FOUND)?.let_leave();
+            }
             PrivateControl::Shutdown => {
                 cx.qmp.execute("quit", json!({})).map_err(|_| NtStatus::DEVICE_REMOVED)?;
             }

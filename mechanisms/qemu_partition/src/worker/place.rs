@@ -32,6 +32,8 @@ pub(crate) struct Heard {
     pub(crate) given_up: bool,
     /// Bus Master Enable, as the guest has written it.
     pub(crate) bus_master: bool,
+    /// Its driver is about to leave the function, and waits.
+    pub(crate) leaving: bool,
     /// There is no VF any more, or the guest has lost the function that it was behind.
     pub(crate) vf_lost: bool,
 }
@@ -76,7 +78,13 @@ impl Place {
         let appeared = news.connected && self.slot.appeared(cx.now());
         let given_up = self.slot.command_written(news.master_set, news.master_cleared);
         let lost = news.disconnected && !news.connected && self.function_lost(cx);
-        Heard { appeared, given_up, bus_master: news.bus_master, vf_lost: news.vf_lost || lost }
+        Heard {
+            appeared,
+            given_up,
+            bus_master: news.bus_master,
+            leaving: news.leaving,
+            vf_lost: news.vf_lost || lost,
+        }
     }
 
     /// QEMU has hung up. It does not connect again: the function is dead, if QEMU still has it.

@@ -18,6 +18,9 @@ use avf_driver::{
     AvfControl, AvfDriver, DriverConfig, MemorySource, QueuePair,
     transport::{Transport, VfioUser},
 };
+use pcie_protocol::{
+    CapabilityId, CapabilityWalk, PowerManagementCapability, PowerManagementControl,
+};
 use serde_json::{Value, json};
 use shared_memory::{Access, DmaAddress, PageSize, SharedMapping, create_memfd};
 
@@ -160,6 +163,19 @@ impl Qemu {
 /// Writes the command register as a guest does.
 pub fn command(function: &VfioUser, bus_master: bool) {
     function.config_write(4, &[if bus_master { 6 } else { 0 }, 0]).unwrap();
+}
+
+/// Turns PME off, as Linux does right before it takes a function's driver from it.
+pub fn pme_off(function: &VfioUser) {
+    let mut config = [0; 256];
+    for (offset, register) in (0..).step_by(4).zip(config.chunks_exact_mut(4)) {
+        function.config_read(offset, register).unwrap();
+    }
+    let power =
+        CapabilityWalk::new(&config).find(|found| found.id == CapabilityId::POWER_MANAGEMENT);
+    let control = power.unwrap().offset + PowerManagementCapability::CONTROL_OFFSET;
+    let off = u16::from(PowerManagementControl::new().with_pme_status(true));
+    function.config_write(control, &off.to_le_bytes()).unwrap();
 }
 
 /// A driver of the guest, whose memory is in another place than that of others.

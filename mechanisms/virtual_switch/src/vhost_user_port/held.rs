@@ -16,8 +16,9 @@ use crate::{Frame, Offloads, finish::Finished};
 
 /// Bytes of frames that wait, at most.
 const ROOM: usize = 1 << 20;
-/// How long the first of them waits, at most: several times what a driver takes to be there.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the first of them waits, at most: several times what a driver takes to be there, on a busy machine. A guest that
+/// joins its VF drops them before.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A frame: where it is, its tag, and its checked head.
 #[derive(Debug)]

@@ -63,7 +63,7 @@ pub enum GuestPath {
     /// By its virtio-net.
     #[default]
     Synthetic,
-    /// By neither yet, or not any more: a VF's driver is there, and does not receive. Frames wait, for a second at most.
+    /// By neither yet, or not any more: a VF's driver is there, and does not receive. Frames wait, for five seconds at most.
     Moving,
     /// By a VF. Frames go out by the uplink; what comes from there all the same waits, as above: the VF does not receive
     /// any more.

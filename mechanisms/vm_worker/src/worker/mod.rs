@@ -434,6 +434,7 @@ impl Worker {
                     None => self.cx.reports.device_to(client, name, DeviceState::Removed),
                 }
             }
+            PrivateControl::LetLeave => return Err(NtStatus::INVALID_DEVICE_REQUEST),
             PrivateControl::NextReport
             | PrivateControl::Shutdown
             | PrivateControl::ShutDownGuest => {}

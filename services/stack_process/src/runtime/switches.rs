@@ -254,8 +254,14 @@ impl Runtime {
         }
     }
 
-    /// Tells an adapter's port of its VF.
+    /// Tells an adapter's port of its VF; or, of a virtio-net, its VM's host side what matters to that.
     pub(super) fn port_command(&mut self, adapter: AdapterId, command: NetVspCommand) {
+        if self.adapters.get(&adapter).is_some_and(super::Adapter::is_virtio_net) {
+            if command == (NetVspCommand::CompleteSwitch { active: DataPath::Synthetic }) {
+                self.let_leave(adapter);
+            }
+            return;
+        }
         let Some(switch) = self.adapters.get(&adapter).and_then(|a| a.port_switch) else { return };
         let (command, request) = match command {
             NetVspCommand::VfAvailable { serial } => {

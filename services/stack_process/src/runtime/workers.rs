@@ -155,6 +155,14 @@ impl Runtime {
         let _ = self.send_private(Peer::Vm(id), code, &AdapterNumber { adapter }, 0, what);
     }
 
+    /// Tells a VM's host side that its guest may leave the VF: frames come another way now.
+    pub(super) fn let_leave(&mut self, id: AdapterId) {
+        let Some(&Adapter { vm, number: adapter, .. }) = self.adapters.get(&id) else { return };
+        let what = What::Command { adapter: Some(id), request: "LetLeave", absence_is_fine: true };
+        let code = PrivateControl::LetLeave.code();
+        let _ = self.send_private(Peer::Vm(vm), code, &AdapterNumber { adapter }, 0, what);
+    }
+
     /// Tells a VM's host side about a VF.
     pub(super) fn device_command(&mut self, id: AdapterId, serial: VfSerial, command: VpciCommand) {
         let Some(adapter) = self.adapters.get_mut(&id) else { return };

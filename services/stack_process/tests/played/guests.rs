@@ -546,6 +546,11 @@ impl WorkerEnd {
                 request.complete(NtStatus::SUCCESS);
                 state.report(&name, adapter, serial, Device::Removed);
             }
+            Control::LetLeave => {
+                let worker::AdapterNumber { adapter } = parse(&request).unwrap();
+                state.told.push(format!("{name} LetLeave {adapter}"));
+                request.complete(NtStatus::SUCCESS);
+            }
             Control::ReplaceMitigatedRanges => request.complete(NtStatus::SUCCESS),
             Control::NextReport => vm.reports.next(client.id.0, request.pend()),
             other => panic!("the stack does not ask for {other:?}"),

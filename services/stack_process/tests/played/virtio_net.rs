@@ -143,6 +143,8 @@ fn a_vf_is_offered_used_ejected_and_offered_again() {
         "qemu SetAdapter qemu/net0",
         "qemu OfferVf 0",
         "qemu EjectVf 0",
+        // Its filters are home.
+        "qemu LetLeave 0",
         "qemu RemoveVf 0",
     ];
     assert_eq!(others, expected);
@@ -157,7 +159,8 @@ fn a_vf_is_offered_used_ejected_and_offered_again() {
     set(&world, weight(0));
     until_given_back(&world);
     let (_, others) = told_apart(&world);
-    assert_eq!(others[5..], ["qemu OfferVf 0", "qemu EjectVf 0", "qemu RemoveVf 0"]);
+    let expected = ["qemu OfferVf 0", "qemu EjectVf 0", "qemu LetLeave 0", "qemu RemoveVf 0"];
+    assert_eq!(others[6..], expected);
     let event = "qemu/net0: the guest moved the data path to the synthetic path";
     let events = world.events();
     assert_eq!(events.iter().filter(|text| *text == event).count(), 2, "{events:#?}");
