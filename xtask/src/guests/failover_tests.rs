@@ -19,7 +19,7 @@ use super::{
     kernel::{Kernel, Series},
     linux_tests::{Clock, LinuxGuest},
     programs::Program,
-    qemu::Qemu,
+    qemu::{Lives, Qemu},
 };
 
 /// A kernel whose iavf can be joined: that of 6.1 and 6.12 hangs when net_failover opens it.
@@ -208,7 +208,7 @@ impl Lab {
         let folder = tempfile::tempdir()?;
         let at = folder.path();
         let program = at.join("qemu");
-        qemu.script(&program)?;
+        qemu.script(&program, Lives::WithWhoeverStartsIt)?;
         let initramfs = at.join("initramfs");
         let script = format!("{PING_FUNCTIONS}{}", include_str!("failover.guest.sh"));
         let modules = ["virtio_net", "net_failover", "iavf"];

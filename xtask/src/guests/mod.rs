@@ -13,6 +13,7 @@ mod cpio;
 mod elf;
 mod emulated_adapter;
 mod failover_tests;
+mod image;
 mod initramfs;
 mod kernel;
 mod kvm;
@@ -55,6 +56,15 @@ pub(crate) struct GuestTests {
 enum Which {
     /// Fetches QEMU, the kernel and busybox into the cache, and prints their versions.
     Fetch,
+    /// Writes a guest to boot by hand into a folder: a stock kernel `vmlinuz`, `initrd.img`, which ends in a shell, and `qemu`,
+    /// which runs the fetched QEMU.
+    Image {
+        /// The folder.
+        folder: PathBuf,
+        /// The kernel. The default is one whose iavf net_failover can join with a virtio-net.
+        #[arg(long, value_enum, default_value = "7.2")]
+        kernel: Series,
+    },
     /// Drives QEMU's vfio-user client without a guest: first against a small device, then against a VF.
     Qtest {
         /// Two vfio-user sockets that serve AVF functions of one NIC switch, instead of an adapter started here.
@@ -161,6 +171,7 @@ fn run_one(which: &Which) -> Result<()> {
             println!("Linux {}", Kernel::fetch(&cache, Series::default())?.release());
             Ok(())
         }
+        Which::Image { folder, kernel } => image::write(folder, *kernel),
         Which::Qtest { sockets } => {
             let sockets: Vec<&Path> = sockets.iter().map(PathBuf::as_path).collect();
             let qemu = Qemu::fetch(&Cache::open()?)?;

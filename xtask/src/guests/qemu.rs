@@ -34,6 +34,15 @@ enum Installed {
     Program(PathBuf),
 }
 
+/// What becomes of a QEMU when whoever has started it is gone.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) enum Lives {
+    /// It ends.
+    WithWhoeverStartsIt,
+    /// It goes on.
+    On,
+}
+
 impl Qemu {
     /// The one in the cache, or what `CLEARWAY_QEMU` says.
     pub(crate) fn fetch(cache: &Cache) -> Result<Self> {
@@ -66,9 +75,8 @@ impl Qemu {
         command
     }
 
-    /// A program that runs it as [`Self::command`] does, for others to start: a script, written to `path`. It does not
-    /// outlive whoever starts it.
-    pub(crate) fn script(&self, path: &Path) -> Result<()> {
+    /// A program that runs it as [`Self::command`] does, for others to start: a script, written to `path`.
+    pub(crate) fn script(&self, path: &Path, lives: Lives) -> Result<()> {
         let command = self.command();
         let quote = |word: &OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
         let mut text = "#!/bin/sh\n".to_owned();
@@ -78,7 +86,11 @@ impl Qemu {
         }
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let words: Vec<String> = words.map(quote).collect();
-        text.push_str(&format!("exec setpriv --pdeathsig KILL {} \"$@\"\n", words.join(" ")));
+        let with_starter = match lives {
+            Lives::WithWhoeverStartsIt => "setpriv --pdeathsig KILL ",
+            Lives::On => "",
+        };
+        text.push_str(&format!("exec {with_starter}{} \"$@\"\n", words.join(" ")));
         fs::write(path, text)?;
         fs::set_permissions(path, Permissions::from_mode(0o755))?;
         Ok(())
