@@ -30,6 +30,9 @@ pub enum MemoryError {
         "the memory file can shrink under its user: it must be a memfd that carries or allows F_SEAL_SHRINK"
     )]
     CanShrink,
+    /// The file is on a file system whose files may make their users wait.
+    #[error("the file is not memory: it must be a memfd, or a file on tmpfs or hugetlbfs")]
+    NotMemory,
     /// The file ends before the range does.
     #[error(
         "the range of {length} bytes at {offset} lies beyond the end of its memory ({available} bytes)"

@@ -1,7 +1,7 @@
-//! Mappings of memory files (memfd) that are shared with another process.
+//! Mappings of memory files that are shared with another process.
 //!
-//! `unsafe` here: mmap and munmap. A mapping stays valid for the life of its [`SharedMapping`], because the
-//! file can no longer shrink (F_SEAL_SHRINK) and nothing else unmaps the range.
+//! `unsafe` here: mmap and munmap. A mapping stays valid for the life of its [`SharedMapping`]: nothing else unmaps the
+//! range, and its file can no longer shrink (F_SEAL_SHRINK), or else it is guarded ([`crate::MemoryWatch`]).
 #![allow(unsafe_code)]
 
 use std::{
@@ -16,10 +16,14 @@ use rustix::{
     mm::{MapFlags, MremapFlags, ProtFlags},
 };
 
-use crate::{Access, MemoryError, SharedSlice};
+use crate::{Access, MemoryError, MemoryWatch, SharedSlice, guard::Guard};
 
 /// Bytes of a base page, the granule of DMA maps and of mappable BAR areas.
 pub const PAGE_SIZE: usize = 4096;
+
+/// File systems of memory (`linux/magic.h`). A page of any other file may make its users wait for a disk, or for ever.
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+const HUGETLBFS_MAGIC: u32 = 0x9584_58F6;
 
 /// Which pages back a memory file.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -38,6 +42,18 @@ struct Inner {
     base: NonNull<u8>,
     length: usize,
     access: Access,
+    /// All that is mapped: whole pages of the file.
+    pages: Pages,
+    guard: Option<Guard>,
+}
+
+/// What mmap has given.
+#[derive(Copy, Clone)]
+struct Pages {
+    start: NonNull<u8>,
+    length: usize,
+    /// Bytes of a page of the file.
+    size: usize,
 }
 
 // SAFETY: the mapping is plain memory, valid until `Inner` drops; all access goes through raw volatile or
@@ -48,9 +64,21 @@ unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: `base` and `length` come from the mmap in `SharedMapping::map`; no slice outlives us,
-        // since every slice borrows the mapping.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.length) };
+        // Before the range can be somebody else's.
+        self.guard = None;
+        let Pages { start, length, .. } = self.pages;
+        // SAFETY: `pages` is what an mmap of this module gave; no slice outlives us, since every slice borrows the
+        // mapping.
+        let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast::<c_void>(), length) };
+    }
+}
+
+impl Inner {
+    fn guard_by(&mut self, watch: &Arc<MemoryWatch>) -> Result<(), rustix::io::Errno> {
+        let Pages { start, length, .. } = self.pages;
+        let writable = self.access == Access::ReadWrite;
+        self.guard = Some(Guard::new(start.as_ptr(), length, writable, watch)?);
+        Ok(())
     }
 }
 
@@ -76,6 +104,26 @@ pub fn create_memfd(name: &str, length: usize, pages: PageSize) -> Result<OwnedF
     Ok(fd)
 }
 
+/// Seals a file against shrinking if it allows that; whether it is sealed.
+fn seal(fd: BorrowedFd<'_>) -> bool {
+    let Ok(seals) = rustix::fs::fcntl_get_seals(fd) else { return false };
+    // What does not need to be is not asked for: growing harms nobody, and its owner may want to.
+    seals.contains(SealFlags::SHRINK) || rustix::fs::fcntl_add_seals(fd, SealFlags::SHRINK).is_ok()
+}
+
+/// Bytes of the pages of a file of memory; `None` if it is none.
+fn page_size(fd: BorrowedFd<'_>) -> Result<Option<usize>, rustix::io::Errno> {
+    let system = rustix::fs::fstatfs(fd)?;
+    // Types of file systems have 32 bits, whatever the field's sign.
+    let kind = u32::try_from(system.f_type & 0xFFFF_FFFF).unwrap_or(0);
+    let size = usize::try_from(system.f_bsize).ok().filter(|size| size.is_power_of_two());
+    Ok(match kind {
+        TMPFS_MAGIC => Some(PAGE_SIZE),
+        HUGETLBFS_MAGIC => size.filter(|size| *size >= PAGE_SIZE),
+        _ => None,
+    })
+}
+
 impl SharedMapping {
     /// Creates a memory file and maps all of it for reading and writing.
     pub fn create(
@@ -91,64 +139,132 @@ impl SharedMapping {
         Ok((mapping, fd))
     }
 
-    /// Maps `length` bytes of `fd` from byte `offset` (a multiple of the page size).
+    /// Maps `length` bytes of `fd` from byte `offset`, both multiples of the page size.
     ///
-    /// The file must be a memfd that cannot shrink; if it merely allows sealing, the seal is added. A file
-    /// that could shrink is refused, since its owner could kill this process with it.
+    /// The file must be a memfd that cannot shrink; if it merely allows sealing, the seal is added.
+    ///
+    /// # Errors
+    /// The file can shrink, ends before the range does, or cannot be mapped.
     pub fn map(
         fd: BorrowedFd<'_>,
         offset: u64,
         length: usize,
         access: Access,
     ) -> Result<Self, MemoryError> {
-        if !length.is_multiple_of(PAGE_SIZE) {
-            return Err(MemoryError::Misaligned { offset, length, alignment: PAGE_SIZE });
+        if !seal(fd) {
+            return Err(MemoryError::CanShrink);
         }
-        Self::map_bytes(fd, offset, length, access)
+        Self::map_pages(fd, offset, length, access, None)
+    }
+
+    /// As [`Self::map`], of any file of memory: a memfd, or one on tmpfs or hugetlbfs. It gets the seal if it allows
+    /// that. If its owner takes pages away all the same, or the host has none left for it, `watch` says so, and the
+    /// mapping reads as zeros.
+    ///
+    /// # Errors
+    /// The file is not of memory, ends before the range does, or cannot be mapped.
+    pub fn map_guarded(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        access: Access,
+        watch: &Arc<MemoryWatch>,
+    ) -> Result<Self, MemoryError> {
+        seal(fd);
+        Self::map_pages(fd, offset, length, access, Some(watch))
+    }
+
+    /// As [`Self::map_guarded`], of a length that need not be a multiple of the page size.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map_bytes_guarded(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        access: Access,
+        watch: &Arc<MemoryWatch>,
+    ) -> Result<Self, MemoryError> {
+        seal(fd);
+        Self::map_range(fd, offset, length, access, Some(watch))
     }
 
     /// As [`Self::map`], of a file whose length need not be a multiple of the page size.
+    ///
+    /// # Errors
+    /// As there.
     pub fn map_bytes(
         fd: BorrowedFd<'_>,
         offset: u64,
         length: usize,
         access: Access,
     ) -> Result<Self, MemoryError> {
-        if length == 0 || !offset.is_multiple_of(PAGE_SIZE as u64) {
+        if !seal(fd) {
+            return Err(MemoryError::CanShrink);
+        }
+        Self::map_range(fd, offset, length, access, None)
+    }
+
+    fn map_pages(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        access: Access,
+        watch: Option<&Arc<MemoryWatch>>,
+    ) -> Result<Self, MemoryError> {
+        if !length.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::Misaligned { offset, length, alignment: PAGE_SIZE });
         }
-        let seals = rustix::fs::fcntl_get_seals(fd).map_err(|_| MemoryError::CanShrink)?;
-        if !seals.contains(SealFlags::SHRINK) {
-            rustix::fs::fcntl_add_seals(fd, SealFlags::SHRINK)
-                .map_err(|_| MemoryError::CanShrink)?;
+        Self::map_range(fd, offset, length, access, watch)
+    }
+
+    fn map_range(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        access: Access,
+        watch: Option<&Arc<MemoryWatch>>,
+    ) -> Result<Self, MemoryError> {
+        let misaligned = MemoryError::Misaligned { offset, length, alignment: PAGE_SIZE };
+        if length == 0 || !offset.is_multiple_of(PAGE_SIZE as u64) {
+            return Err(misaligned);
         }
         let failed = |source| MemoryError::Map { offset, length, source };
+        let size = page_size(fd).map_err(failed)?.ok_or(MemoryError::NotMemory)?;
         let available = u64::try_from(rustix::fs::fstat(fd).map_err(failed)?.st_size).unwrap_or(0);
         if offset.checked_add(length as u64).is_none_or(|end| end > available) {
             return Err(MemoryError::OutOfRange { offset, length, available });
         }
+        // Huge pages are mapped whole.
+        let before = usize::try_from(offset % size as u64).map_err(|_| misaligned)?;
+        let bytes = before.checked_add(length).and_then(|end| end.checked_next_multiple_of(size));
+        let bytes = bytes.ok_or(MemoryError::OutOfRange { offset, length, available })?;
         let protection = match access {
             Access::Read => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         // SAFETY: a fresh shared mapping at an address of the kernel's choice; it aliases nothing of ours.
-        let base = unsafe {
+        let start = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
-                length,
+                bytes,
                 protection,
                 MapFlags::SHARED | MapFlags::NORESERVE,
                 fd,
-                offset,
+                offset - before as u64,
             )
         }
         .map_err(failed)?;
-        let base = NonNull::new(base.cast::<u8>()).ok_or(MemoryError::Map {
-            offset,
-            length,
-            source: rustix::io::Errno::NOMEM,
-        })?;
-        Ok(Self(Arc::new(Inner { base, length, access })))
+        let start = NonNull::new(start.cast::<u8>()).ok_or(failed(rustix::io::Errno::NOMEM))?;
+        // SAFETY: less than a page of the file further on; the mapping has `length` bytes behind it.
+        let base = unsafe { start.add(before) };
+        let pages = Pages { start, length: bytes, size };
+        // From here on what was mapped goes with the value.
+        let mut inner = Inner { base, length, access, pages, guard: None };
+        if let Some(watch) = watch {
+            inner.guard_by(watch).map_err(failed)?;
+        }
+        Ok(Self(Arc::new(inner)))
     }
 
     /// A mapping in which parts of others lie one after the other: for each its byte offset and length, multiples
@@ -156,15 +272,16 @@ impl SharedMapping {
     pub fn concatenate(parts: &[(&Self, usize, usize)]) -> Result<Self, MemoryError> {
         let mut length = 0usize;
         let mut access = Access::ReadWrite;
+        let mut watch = None;
         for (mapping, offset, part) in parts {
-            let misaligned = || MemoryError::Misaligned {
-                offset: *offset as u64,
-                length: *part,
-                alignment: PAGE_SIZE,
-            };
-            if !offset.is_multiple_of(PAGE_SIZE) || !part.is_multiple_of(PAGE_SIZE) || *part == 0 {
+            // Where the kernel moves huge pages, it moves whole ones: more than there is room for.
+            let alignment = mapping.0.pages.size;
+            let misaligned =
+                || MemoryError::Misaligned { offset: *offset as u64, length: *part, alignment };
+            if !offset.is_multiple_of(alignment) || !part.is_multiple_of(alignment) || *part == 0 {
                 return Err(misaligned());
             }
+            watch = watch.or(mapping.watch());
             mapping.slice(*offset, *part)?;
             length = length.checked_add(*part).ok_or_else(misaligned)?;
             if mapping.access() == Access::Read {
@@ -184,7 +301,8 @@ impl SharedMapping {
         .map_err(failed)?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(failed(rustix::io::Errno::NOMEM))?;
         // From here on the whole reservation goes with the value, however much of it has been filled.
-        let whole = Self(Arc::new(Inner { base, length, access }));
+        let pages = Pages { start: base, length, size: PAGE_SIZE };
+        let mut whole = Inner { base, length, access, pages, guard: None };
         let mut at = 0;
         for (mapping, offset, part) in parts {
             // SAFETY: the part lies in `mapping`, whose pages are shared, so that an old size of 0 maps them once
@@ -201,7 +319,15 @@ impl SharedMapping {
             .map_err(failed)?;
             at += part;
         }
-        Ok(whole)
+        if let Some(watch) = watch {
+            whole.guard_by(watch).map_err(failed)?;
+        }
+        Ok(Self(Arc::new(whole)))
+    }
+
+    /// Who is told if the memory is taken away; `None` if that cannot be.
+    pub fn watch(&self) -> Option<&Arc<MemoryWatch>> {
+        self.0.guard.as_ref().map(Guard::watch)
     }
 
     /// Asks for transparent huge pages; without effect where the kernel has none for shared memory.
@@ -291,13 +417,27 @@ mod tests {
     #[test]
     fn a_file_that_ends_within_a_page_is_mapped_to_its_end() {
         let fd = create_memfd("log", 5000, PageSize::Base).unwrap();
-        let map = |length| SharedMapping::map_bytes(fd.as_fd(), 0, length, Access::ReadWrite);
+        let watch = MemoryWatch::new().unwrap();
+        let map = |length| {
+            SharedMapping::map_bytes_guarded(fd.as_fd(), 0, length, Access::ReadWrite, &watch)
+        };
         assert!(matches!(map(5001), Err(MemoryError::OutOfRange { available: 5000, .. })));
         let mapping = map(5000).unwrap();
         assert!(mapping.slice(4996, 5).is_err());
         let last = mapping.slice(4996, 4).unwrap();
         last.set_bits_u32(0, 5, std::sync::atomic::Ordering::Relaxed).unwrap();
         assert_eq!(last.read_object::<u8>(0), Some(5));
+    }
+
+    #[test]
+    fn a_file_that_is_not_memory_is_refused() {
+        let watch = MemoryWatch::new().unwrap();
+        let (pipe, _other) = rustix::pipe::pipe().unwrap();
+        let status = std::fs::File::open("/proc/self/status").unwrap();
+        for fd in [pipe.as_fd(), status.as_fd()] {
+            let mapped = SharedMapping::map_guarded(fd, 0, 4096, Access::Read, &watch);
+            assert!(matches!(mapped, Err(MemoryError::NotMemory)));
+        }
     }
 
     /// A memfd without F_SEAL support stands for any ordinary file.

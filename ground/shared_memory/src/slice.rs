@@ -204,6 +204,14 @@ impl<'a> SharedSlice<'a> {
         word.is_aligned().then(|| unsafe { word.as_ref() }.store(value, order))
     }
 
+    /// Loads a naturally aligned 64-bit word; `None` if out of range or not aligned.
+    #[inline]
+    pub fn load_u64(&self, offset: usize, order: Ordering) -> Option<u64> {
+        let word = self.get(offset, 8)?.base.cast::<AtomicU64>();
+        // SAFETY: as in `load_u32`.
+        word.is_aligned().then(|| unsafe { word.as_ref() }.load(order))
+    }
+
     /// Stores a naturally aligned 64-bit word; `None` if out of range or not aligned.
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) -> Option<()> {

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, os::fd::AsFd, sync::Arc};
 
-use shared_memory::{Access, DmaAddress, DmaMap, DmaRegion, MemoryError, PAGE_SIZE, SharedMapping};
+use shared_memory::{
+    Access, DmaAddress, DmaMap, DmaRegion, MemoryError, MemoryWatch, PAGE_SIZE, SharedMapping,
+};
 use vfio_user_protocol::{DmaAccess, DmaUnmapTarget, Errno};
 
 use crate::{
@@ -43,9 +45,7 @@ pub(crate) enum DmaError {
 
 fn cure(error: &MemoryError) -> &'static str {
     match error {
-        MemoryError::CanShrink => {
-            " (QEMU: use -object memory-backend-memfd with share=on and the default seal=on)"
-        }
+        MemoryError::NotMemory => " (QEMU: use -object memory-backend-memfd with share=on)",
         _ => "",
     }
 }
@@ -59,7 +59,7 @@ impl DmaError {
             Self::WriteOnly { .. } => Errno::OPNOTSUPP,
             Self::TooMany { .. } | Self::TooLarge { .. } | Self::PoolEmpty { .. } => Errno::NOSPC,
             Self::Memory { source, .. } => match source {
-                MemoryError::CanShrink => Errno::PERM,
+                MemoryError::NotMemory => Errno::PERM,
                 MemoryError::OutOfRange { .. } | MemoryError::Misaligned { .. } => Errno::INVAL,
                 MemoryError::Overlap { .. } => Errno::EXIST,
                 _ => Errno::NOMEM,
@@ -95,12 +95,14 @@ pub(crate) struct DmaTable {
     map: DmaMap,
     /// What the map's mappings take of the process.
     share: Share,
+    /// Over all of them.
+    watch: Arc<MemoryWatch>,
 }
 
 impl DmaTable {
-    pub(crate) fn new(limits: Limits, pool: Arc<Pool>) -> Self {
+    pub(crate) fn new(limits: Limits, pool: Arc<Pool>, watch: Arc<MemoryWatch>) -> Self {
         let share = Share::new(pool);
-        Self { limits, ranges: BTreeMap::new(), map: DmaMap::empty(), share }
+        Self { limits, ranges: BTreeMap::new(), map: DmaMap::empty(), share, watch }
     }
 
     pub(crate) fn map(&self) -> &DmaMap {
@@ -149,9 +151,10 @@ impl DmaTable {
             usize::try_from(size).map_err(|_| DmaError::TooLarge { address, size, limit })?;
         let memory_error = |source| DmaError::Memory { address, size, source };
         self.share.take(size).ok_or(DmaError::PoolEmpty { address, size })?;
-        let map = SharedMapping::map(fd.as_fd(), offset, length, access).and_then(|mapping| {
-            self.map.with(DmaRegion { iova: DmaAddress(address), mapping, access })
-        });
+        let map = SharedMapping::map_guarded(fd.as_fd(), offset, length, access, &self.watch)
+            .and_then(|mapping| {
+                self.map.with(DmaRegion { iova: DmaAddress(address), mapping, access })
+            });
         match map {
             Ok(map) => self.map = map,
             Err(error) => {
@@ -209,7 +212,8 @@ mod tests {
     use super::*;
 
     fn table() -> DmaTable {
-        DmaTable::new(Limits { dma_ranges: 4, dma_bytes: 1 << 20 }, Pool::process())
+        let limits = Limits { dma_ranges: 4, dma_bytes: 1 << 20 };
+        DmaTable::new(limits, Pool::process(), MemoryWatch::new().unwrap())
     }
 
     const NOTHING: Option<(OwnedFd, u64)> = None;
@@ -259,9 +263,8 @@ mod tests {
         }
         let error = table.add(0, 0x2000, DmaAccess::Read, memory(1)).unwrap_err();
         assert_eq!(error.errno(), Errno::INVAL);
-        let shrinkable = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&shrinkable, 4096).unwrap();
-        let error = table.add(0, 0x1000, DmaAccess::Read, Some((shrinkable, 0))).unwrap_err();
+        let status = OwnedFd::from(std::fs::File::open("/proc/self/status").unwrap());
+        let error = table.add(0, 0x1000, DmaAccess::Read, Some((status, 0))).unwrap_err();
         assert_eq!(error.errno(), Errno::PERM);
         assert!(error.to_string().contains("memory-backend-memfd"), "{error}");
         let error = table.add(0, 0x1000, DmaAccess::Write, memory(1)).unwrap_err();
@@ -293,6 +296,7 @@ mod tests {
             let mut table = DmaTable::new(
                 Limits { dma_ranges: 8, dma_bytes: 16 * 4096 },
                 Pool::process(),
+                MemoryWatch::new().unwrap(),
             );
             let mut model: Vec<(u64, u64, bool)> = Vec::new();
             for step in steps {

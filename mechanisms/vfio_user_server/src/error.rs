@@ -61,6 +61,9 @@ pub enum DisconnectReason {
     /// The client did not say VERSION in time.
     #[error("the client sent no VERSION in time")]
     HandshakeTimeout,
+    /// Memory that the client had given to the function was taken away.
+    #[error("the memory that the client had given to the function was taken away")]
+    MemoryTaken,
     /// This side asked for it.
     #[error("the connection was ended by this side")]
     Requested,

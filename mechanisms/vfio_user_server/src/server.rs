@@ -18,6 +18,8 @@ use rustix::{
     net::{SocketFlags, SocketType},
 };
 
+use shared_memory::MemoryWatch;
+
 use crate::{
     DisconnectReason, EventFd, Limits, PciFunctionDevice, ServerError,
     connection::{Connection, RefusalNote, WaitFor},
@@ -178,6 +180,8 @@ struct Client<D: ?Sized> {
     wait_for: WaitFor,
     /// Until when VERSION must have come; `None` once it has.
     deadline: Option<Instant>,
+    /// Over the memory that it has given.
+    memory: Arc<MemoryWatch>,
 }
 
 struct Worker<D: ?Sized> {
@@ -261,6 +265,8 @@ impl<D: PciFunctionDevice + ?Sized> Worker<D> {
             };
             client_at = Some(fds.len());
             fds.push(PollFd::from_borrowed_fd(client.connection.socket(), flags));
+            // It wakes, and is looked at each time.
+            fds.push(PollFd::from_borrowed_fd(client.memory.as_fd(), PollFlags::IN));
         }
         let mut listener_at = None;
         if let Some(listener) = self.listener.as_ref().filter(|_| accept_again.is_none()) {
@@ -305,11 +311,14 @@ impl<D: PciFunctionDevice + ?Sized> Worker<D> {
     }
 
     fn adopt(&mut self, socket: OwnedFd) -> Result<(), OsError> {
-        let session = Session::new(Arc::clone(&self.device), self.options.limits);
+        let memory = MemoryWatch::new()?;
+        let session =
+            Session::new(Arc::clone(&self.device), self.options.limits, Arc::clone(&memory));
         self.client = Some(Client {
             connection: Connection::new(socket, session)?,
             wait_for: WaitFor::Readable,
             deadline: Instant::now().checked_add(self.options.handshake_timeout),
+            memory,
         });
         Ok(())
     }
@@ -319,7 +328,9 @@ impl<D: PciFunctionDevice + ?Sized> Worker<D> {
         let client = self.client.as_mut()?;
         let mut notes: Vec<RefusalNote> = Vec::new();
         let mut ended = None;
-        if ready {
+        if client.memory.is_lost() {
+            ended = Some(DisconnectReason::MemoryTaken);
+        } else if ready {
             // Bounded by the burst; few commands of a working client are refused with a reason.
             match client.connection.advance(&mut |note| notes.push(note)) {
                 Ok(wait_for) => client.wait_for = wait_for,

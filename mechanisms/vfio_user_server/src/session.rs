@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use shared_memory::MemoryWatch;
 use vfio_user_protocol::{
     Capabilities, Command, DEFAULT_MAX_DATA_XFER_SIZE, DeviceInfo, DmaUnmap, Errno, Header,
     IrqAction, IrqData, IrqInfo, IrqSet, MAX_VERSION_DATA, PCI_IRQ_COUNT, PCI_REGION_COUNT, PciIrq,
@@ -92,6 +93,7 @@ pub(crate) enum Outcome {
 pub(crate) struct Session<D: ?Sized> {
     device: Arc<Mutex<D>>,
     limits: Limits,
+    watch: Arc<MemoryWatch>,
     /// Known once the version is agreed on.
     active: Option<Active>,
 }
@@ -103,8 +105,9 @@ struct Active {
 }
 
 impl<D: PciFunctionDevice + ?Sized> Session<D> {
-    pub(crate) fn new(device: Arc<Mutex<D>>, limits: Limits) -> Self {
-        Self { device, limits, active: None }
+    /// A session whose memory is under this watch.
+    pub(crate) fn new(device: Arc<Mutex<D>>, limits: Limits, watch: Arc<MemoryWatch>) -> Self {
+        Self { device, limits, watch, active: None }
     }
 
     /// Whether the version is agreed on.
@@ -190,7 +193,8 @@ impl<D: PciFunctionDevice + ?Sized> Session<D> {
         answer.emit(out);
         let mut device = Self::device(&self.device);
         let regions = PciRegion::ALL.iter().map(|region| device.region(*region)).collect();
-        self.active = Some(Active { regions, dma: DmaTable::new(self.limits, Pool::process()) });
+        let dma = DmaTable::new(self.limits, Pool::process(), Arc::clone(&self.watch));
+        self.active = Some(Active { regions, dma });
         device.connected();
         Outcome::Done(Answer::default())
     }

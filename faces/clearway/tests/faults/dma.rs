@@ -103,17 +103,13 @@ fn memory(flags: MemfdFlags) -> OwnedFd {
 }
 
 #[test]
-fn memory_that_its_owner_can_take_away_is_refused() {
+fn memory_that_a_function_cannot_reach_is_refused_and_shrinkable_memory_sealed() {
     let directory = User::Same.directory();
     let mut adapter = Adapter::start(User::Same, directory.path(), 1);
     let socket = adapter.attach(1).socket;
     let mut client = RawClient::connect(&socket);
-    // Seals are forbidden on this one: it could shrink under the adapter, which would die of SIGBUS.
-    let can_shrink = memory(MemfdFlags::empty());
-    client.map(IOVA, SIZE, can_shrink.as_fd()).unwrap_err();
-    // An ordinary file is no better.
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(SIZE).unwrap();
+    // What is not memory could make the adapter wait.
+    let file = std::fs::File::open("/proc/self/status").unwrap();
     client.map(IOVA, SIZE, file.as_fd()).unwrap_err();
     let (read, _write) = rustix::pipe::pipe().unwrap();
     client.map(IOVA, SIZE, read.as_fd()).unwrap_err();
@@ -132,6 +128,30 @@ fn memory_that_its_owner_can_take_away_is_refused() {
     adapter.assert_lives();
     // The function is none the worse for it.
     drop(client);
+    Vf::open(&socket);
+}
+
+#[test]
+fn a_client_that_takes_its_memory_away_loses_its_connection_and_the_adapter_lives() {
+    let directory = User::Same.directory();
+    let mut adapter = Adapter::start(User::Same, directory.path(), 1);
+    let socket = adapter.attach(1).socket;
+    let mut client = RawClient::connect(&socket);
+    // Seals are forbidden on this one.
+    let fd = memory(MemfdFlags::empty());
+    client.map(IOVA, SIZE, fd.as_fd()).unwrap();
+    client.write(PciRegion::Config, 4, &6u16.to_le_bytes());
+    let memory = std::fs::File::from(fd);
+    let changed = send_version(&mut client, &memory);
+    assert_ne!(changed[0] & flags::DD as u8, 0, "the mailbox works");
+    memory.set_len(0).unwrap();
+    // The function looks for the next message where there is no memory any more. The answer may come before the end.
+    let access = RegionAccess { offset: registers::ATQT.into(), region: 0, count: 4 };
+    let tail = [access.as_bytes(), &2u32.to_le_bytes()].concat();
+    let _ = client.call(Command::RegionWrite, &tail, None);
+    let mut rest = Vec::new();
+    client.stream.read_to_end(&mut rest).unwrap();
+    adapter.assert_lives();
     Vf::open(&socket);
 }
 

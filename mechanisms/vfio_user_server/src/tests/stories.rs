@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use shared_memory::{PageSize, create_memfd};
+use shared_memory::{DmaAddress, PageSize, create_memfd};
 use vfio_user_protocol::{
     Command, DeviceFeature, DeviceInfo, DmaMap, DmaRw, DmaUnmap, Errno, FeatureId,
     FeatureOperation, Header, IrqAction, IrqData, IrqInfo, IrqSet, MigData, RegionAccess,
@@ -219,9 +219,6 @@ fn dma_ranges_are_the_functions_iommu_domain() {
     assert_eq!(errno(&map(0x8_0000, 0x5000, 3), &fds), Some(Errno::INVAL), "lies about the size");
     assert_eq!(errno(&map(0x8_0000, 0x1000, 0), &fds), Some(Errno::INVAL));
     assert_eq!(errno(&map(0x8_0000, 0x1000, 3), &[fd.as_fd(); 2]), Some(Errno::INVAL));
-    let plain = rustix::fs::memfd_create("plain", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&plain, 4096).unwrap();
-    assert_eq!(errno(&map(0x8_0000, 0x1000, 3), &[plain.as_fd()]), Some(Errno::PERM));
     let pipe = rustix::pipe::pipe().unwrap().0;
     assert_eq!(errno(&map(0x8_0000, 0x1000, 3), &[pipe.as_fd()]), Some(Errno::PERM));
     assert_eq!(errno(&unmap(0x1_0000, 0x1000, 0), &[]), Some(Errno::NOENT), "not the whole range");
@@ -272,6 +269,29 @@ fn unmapping_is_answered_only_when_the_device_has_let_go() {
     *gate.0.lock().unwrap() = true;
     gate.1.notify_all();
     client.receive_or_end().unwrap().unwrap();
+}
+
+#[test]
+fn memory_that_is_taken_away_ends_its_clients_connection_and_nothing_else() {
+    let served = Served::new();
+    let mut client = served.client();
+    let plain = rustix::fs::memfd_create("plain", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&plain, 0x2000).unwrap();
+    client.call(&map(0x1000, 0x2000, 3), &[plain.as_fd()]).unwrap();
+    // While nobody touches what is missing, nothing has happened.
+    rustix::fs::ftruncate(&plain, 0x1000).unwrap();
+    let access = |address: u64| {
+        let device = served.device.lock().unwrap();
+        device.map.read_object::<u64>(DmaAddress(address)).unwrap()
+    };
+    assert_eq!(access(0x1000), 0);
+    client.call(&map(0x8000, 0x1000, 3), &[memory(1).as_fd()]).unwrap();
+    assert_eq!(access(0x2000), 0);
+    assert!(client.ends());
+    let events = TestDevice::wait_for(&served.device, &Event::Disconnected);
+    assert!(events.contains(&Event::Map(Vec::new())), "nothing of the client's is left");
+    let mut client = served.client();
+    client.call(&map(0x1000, 0x1000, 3), &[memory(1).as_fd()]).unwrap();
 }
 
 #[test]
