@@ -189,22 +189,6 @@ impl SharedMapping {
         Self::map_range(fd, offset, length, access, Some(watch))
     }
 
-    /// As [`Self::map`], of a file whose length need not be a multiple of the page size.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn map_bytes(
-        fd: BorrowedFd<'_>,
-        offset: u64,
-        length: usize,
-        access: Access,
-    ) -> Result<Self, MemoryError> {
-        if !seal(fd) {
-            return Err(MemoryError::CanShrink);
-        }
-        Self::map_range(fd, offset, length, access, None)
-    }
-
     fn map_pages(
         fd: BorrowedFd<'_>,
         offset: u64,

@@ -7,70 +7,26 @@ use std::{
 
 use arrayvec::ArrayVec;
 use event_fd::EventFd;
-use linux_network::{PacketOffload, VNET_HEADER_LENGTH, VnetHeader};
+use linux_network::PacketOffload;
 use rustix::{
     event::{Timespec, epoll},
     io::Errno,
 };
-use shared_memory::{SharedSlice, TranslationCache};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use shared_memory::{MemoryWatch, SharedSlice, TranslationCache};
 
 use crate::{
     Features,
     memory::{DirtyLog, GuestMemory},
-    ring::{Buffer, Direction, MAX_PIECES, Piece, RingError},
-    split::{Addresses, SplitRing},
+    packet::{MAX_TARGETS, Sent, emit_header, read_packet, scatter, write_packet},
+    ring::{Addresses, Buffer, Direction, Piece, Ring, RingError, Token},
 };
 
 /// Queue pairs of a device, at most: notifications name queues by a byte.
 pub const MAX_QUEUE_PAIRS: u16 = 64;
-/// Bytes of a packet of the driver's, at most: those of the largest IP packet and the longest headers before it.
-const MAX_PACKET: usize = (1 << 16) + 256;
 /// Buffers of one packet for the driver, at most.
-const MAX_BUFFERS: usize = 64;
-/// Pieces of one packet for the driver, at most.
-const MAX_TARGETS: usize = 2 * MAX_BUFFERS;
+pub(crate) const MAX_BUFFERS: usize = 64;
 /// Descriptors that are read of one queue in one turn, by and large.
 const MAX_TURN: u32 = 4096;
-/// Bytes of a packet that are read once, for decisions.
-const HEAD: usize = 16;
-
-// The header is in the machine's byte order where it is shared with TAP devices, and little endian on the wire.
-const _: () = assert!(cfg!(target_endian = "little"));
-
-/// The header before each packet (virtio 1.2 §5.1.6).
-#[derive(Copy, Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct NetHeader {
-    packet: VnetHeader,
-    /// Buffers in which the packet lies. A legacy driver without mergeable buffers has no such field.
-    buffers: u16,
-}
-
-const _: () = assert!(size_of::<NetHeader>() == 12);
-const _: () = assert!(std::mem::offset_of!(NetHeader, buffers) == VNET_HEADER_LENGTH);
-
-/// A packet that the driver sends.
-#[derive(Copy, Clone, Debug)]
-pub struct Packet<'m> {
-    /// What its header says.
-    pub offload: PacketOffload,
-    /// Its first 16 bytes, in memory order, read once; zeros behind its end.
-    pub head: [u64; 2],
-    /// All of its bytes.
-    pub pieces: &'m [SharedSlice<'m>],
-    /// Sum of the pieces, bytes.
-    pub length: usize,
-}
-
-/// What a driver has sent.
-#[derive(Copy, Clone, Debug)]
-pub enum Sent<'m> {
-    /// A packet.
-    Packet(Packet<'m>),
-    /// Something with a header that makes no sense, or too long, or in too many pieces.
-    Malformed,
-}
 
 /// Why a packet was not put into a queue.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -94,7 +50,7 @@ pub(crate) struct Notifiers {
 /// One queue that runs.
 #[derive(Debug)]
 struct Queue {
-    ring: SplitRing,
+    ring: Ring,
     enabled: bool,
     /// The driver was asked to tell of new buffers.
     listening: bool,
@@ -126,7 +82,7 @@ impl Queue {
 pub(crate) struct QueueSetup {
     pub(crate) at: Addresses,
     pub(crate) size: u16,
-    pub(crate) base: u16,
+    pub(crate) base: u32,
     pub(crate) enabled: bool,
     pub(crate) notifiers: Notifiers,
 }
@@ -140,6 +96,8 @@ pub(crate) struct QueueSetup {
 pub struct Device {
     features: Features,
     memory: GuestMemory,
+    /// Over the memory and the log.
+    watch: Option<Arc<MemoryWatch>>,
     log: Option<DirtyLog>,
     queues: Vec<Option<Queue>>,
     /// Watches the kicks, edge-triggered: they are never read, for a read could wait for the front-end.
@@ -161,6 +119,7 @@ impl Device {
         Ok(Self {
             features: Features::empty(),
             memory: GuestMemory::default(),
+            watch: None,
             log: None,
             queues: std::iter::repeat_with(|| None).take(queues).collect(),
             kicks: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -205,10 +164,15 @@ impl Device {
         limit: usize,
         mut each: impl FnMut(&Sent<'_>),
     ) -> usize {
-        let Self { queues, memory, log, cache, buffer, features, broken, .. } = self;
+        let Self { queues, memory, watch, log, cache, buffer, features, broken, .. } = self;
         let at = 2 * usize::from(pair) + 1;
         let Some(queue) = queues.get_mut(at).and_then(Option::as_mut) else { return 0 };
         if queue.broken.is_some() {
+            return 0;
+        }
+        if is_lost(watch.as_ref()) {
+            queue.fail(RingError::MemoryTaken);
+            *broken += 1;
             return 0;
         }
         let header = features.header_length();
@@ -226,7 +190,7 @@ impl Device {
                 *broken += 1;
                 break;
             }
-            queue.ring.put(buffer.id, 0);
+            queue.ring.give_back(buffer.token);
             descriptors += buffer.descriptors;
             taken += 1;
         }
@@ -250,14 +214,19 @@ impl Device {
         head: &[&[u8]],
         pieces: impl Iterator<Item = SharedSlice<'f>>,
     ) -> Result<(), NotPut> {
-        let Self { queues, memory, log, cache, buffer, features, broken, untold, .. } = self;
+        let Self { queues, memory, watch, log, cache, buffer, features, broken, untold, .. } = self;
         let queue = queues.get_mut(2 * usize::from(pair)).and_then(Option::as_mut);
         let queue = queue.filter(|queue| queue.enabled && queue.broken.is_none());
         let queue = queue.ok_or(NotPut::NotRunning)?;
+        if is_lost(watch.as_ref()) {
+            queue.fail(RingError::MemoryTaken);
+            *broken += 1;
+            return Err(NotPut::NotRunning);
+        }
         let header = features.header_length();
         let need = header + length;
         let position = queue.ring.position();
-        let mut buffers = ArrayVec::<(u16, usize), MAX_BUFFERS>::new();
+        let mut buffers = ArrayVec::<(Token, usize), MAX_BUFFERS>::new();
         let mut targets = ArrayVec::<(Piece, SharedSlice<'_>), MAX_TARGETS>::new();
         let mut room = 0;
         let refused = loop {
@@ -278,7 +247,7 @@ impl Device {
                 }
                 Ok(Some(0)) => break Some(Err(RingError::NoRoom)),
                 Ok(Some(bytes)) => {
-                    if buffers.try_push((buffer.id, bytes)).is_err() {
+                    if buffers.try_push((buffer.token, bytes)).is_err() {
                         break Some(Ok(NotPut::TooLong));
                     }
                     room += bytes;
@@ -296,25 +265,13 @@ impl Device {
             }));
         }
         let count = u16::try_from(buffers.len()).unwrap_or(u16::MAX);
-        let first = NetHeader { packet: VnetHeader::emit(offload), buffers: count };
-        let mut writer = Writer { targets: &targets, at: 0 };
-        writer.write(first.as_bytes().get(..header).unwrap_or_default());
-        let mut skip = 0;
-        for part in head {
-            writer.write(part);
-        }
-        for part in pieces {
-            // What is in the head is not read again.
-            let known = HEAD.saturating_sub(skip);
-            let (before, rest) = part.split(known);
-            skip += before.len();
-            writer.copy(rest);
-        }
+        let first = emit_header(offload, count);
+        write_packet(&targets, first.get(..header).unwrap_or_default(), head, pieces);
         let mut left = need;
-        for (id, bytes) in buffers {
+        for (token, bytes) in buffers {
             let written = left.min(bytes);
             left -= written;
-            queue.ring.put(id, u32::try_from(written).unwrap_or(u32::MAX));
+            queue.ring.put(token, u32::try_from(written).unwrap_or(u32::MAX));
         }
         if let Some(log) = log {
             let mut left = need as u64;
@@ -373,6 +330,7 @@ impl Device {
         }
         self.features = Features::empty();
         self.memory = GuestMemory::default();
+        self.watch = None;
         self.log = None;
     }
 
@@ -391,9 +349,11 @@ impl Device {
     pub(crate) fn set_memory(
         &mut self,
         memory: GuestMemory,
+        watch: Arc<MemoryWatch>,
         rings: &[(usize, Addresses)],
     ) -> Result<(), RingError> {
         self.memory = memory;
+        self.watch = Some(watch);
         self.cache = TranslationCache::default();
         let mut result = Ok(());
         for (index, at) in rings {
@@ -415,32 +375,28 @@ impl Device {
 
     pub(crate) fn start(&mut self, index: usize, setup: QueueSetup) -> Result<(), RingError> {
         let QueueSetup { at, size, base, enabled, notifiers } = setup;
-        let modes = (
-            self.features.contains(Features::EVENT_IDX),
-            self.features.contains(Features::INDIRECT_DESC),
-        );
-        let mut ring = SplitRing::new(&self.memory, at, size, base, modes)?;
+        let mut ring = Ring::new(&self.memory, at, size, base, self.features)?;
         // A receive queue's buffers are looked at when there is a packet.
         ring.ignore(self.log.as_ref());
         if let Some(place) = self.queues.get_mut(index) {
             let queue =
                 place.insert(Queue { ring, enabled, listening: false, notifiers, broken: None });
             if let Some(kick) = &queue.notifiers.kick {
-                watch(&self.kicks, kick);
+                watch_kicks(&self.kicks, kick);
             }
         }
         Ok(())
     }
 
     /// Stops a queue; returns where whoever serves it afterwards begins.
-    pub(crate) fn stop(&mut self, index: usize) -> Option<u16> {
+    pub(crate) fn stop(&mut self, index: usize) -> Option<u32> {
         let mut queue = self.queues.get_mut(index)?.take()?;
         queue.publish(self.log.as_ref());
         if let Some(kick) = &queue.notifiers.kick {
             // It may be watched for another queue too, or not at all.
             let _ = epoll::delete(&self.kicks, kick);
         }
-        Some(queue.ring.position())
+        Some(queue.ring.base())
     }
 
     pub(crate) fn set_enabled(&mut self, index: usize, enabled: bool) {
@@ -456,7 +412,7 @@ impl Device {
                 let _ = epoll::delete(&self.kicks, &kick);
             }
             if let Some(kick) = &queue.notifiers.kick {
-                watch(&self.kicks, kick);
+                watch_kicks(&self.kicks, kick);
             }
             // Nobody was interrupted by what was there before.
             if let Some(call) = &queue.notifiers.call {
@@ -466,7 +422,12 @@ impl Device {
     }
 }
 
-fn watch(kicks: &OwnedFd, kick: &EventFd) {
+#[inline]
+fn is_lost(watch: Option<&Arc<MemoryWatch>>) -> bool {
+    watch.is_some_and(|watch| watch.is_lost())
+}
+
+fn watch_kicks(kicks: &OwnedFd, kick: &EventFd) {
     let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
     if let Err(error) = epoll::add(kicks, kick, epoll::EventData::new_u64(0), flags)
         // Two queues that share one share its signals.
@@ -480,130 +441,5 @@ fn watch(kicks: &OwnedFd, kick: &EventFd) {
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.kicks.as_fd()
-    }
-}
-
-/// Hands the packet in a buffer to `each`.
-#[inline]
-fn read_packet(
-    memory: &GuestMemory,
-    cache: &mut TranslationCache,
-    buffer: &Buffer,
-    header: usize,
-    each: &mut impl FnMut(&Sent<'_>),
-) -> Result<(), RingError> {
-    let mut first = [0u8; size_of::<NetHeader>()];
-    let mut wanted = first.get_mut(..header).unwrap_or_default();
-    let mut pieces = ArrayVec::<SharedSlice<'_>, MAX_PIECES>::new();
-    let mut length = 0;
-    let mut cut = buffer.cut;
-    for piece in &buffer.pieces {
-        let fitted = memory.pieces(cache, piece.guest, piece.length, |slice| {
-            let count = slice.read_into(wanted);
-            wanted = std::mem::take(&mut wanted).get_mut(count..).unwrap_or_default();
-            let (_, rest) = slice.split(count);
-            length += rest.len();
-            if rest.is_empty() { Some(()) } else { pieces.try_push(rest).ok() }
-        })?;
-        cut |= fitted.is_none();
-    }
-    if !wanted.is_empty() {
-        return Err(RingError::NoRoom);
-    }
-    let said = VnetHeader::read_from_prefix(&first).map(|(header, _)| header.parse(length));
-    let Ok(Ok(offload)) = said else {
-        each(&Sent::Malformed);
-        return Ok(());
-    };
-    if cut || length > MAX_PACKET {
-        each(&Sent::Malformed);
-        return Ok(());
-    }
-    let head = match pieces.first().and_then(|first| first.load_words()) {
-        Some(head) => head,
-        None => gather_head(&pieces),
-    };
-    each(&Sent::Packet(Packet { offload, head, pieces: &pieces, length }));
-    Ok(())
-}
-
-/// The first 16 bytes of a packet whose first piece is shorter.
-#[cold]
-fn gather_head(pieces: &[SharedSlice<'_>]) -> [u64; 2] {
-    let mut head = [[0u8; 8]; 2];
-    let mut rest = head.as_flattened_mut();
-    for piece in pieces {
-        let count = piece.read_into(rest);
-        rest = rest.get_mut(count..).unwrap_or_default();
-    }
-    head.map(u64::from_le_bytes)
-}
-
-/// Adds the pieces of a buffer to be written; returns how many bytes they are, or `None` if there are too many.
-#[inline]
-fn scatter<'m>(
-    memory: &'m GuestMemory,
-    cache: &mut TranslationCache,
-    buffer: &Buffer,
-    targets: &mut ArrayVec<(Piece, SharedSlice<'m>), MAX_TARGETS>,
-) -> Result<Option<usize>, RingError> {
-    let mut bytes = 0;
-    for piece in &buffer.pieces {
-        let mut guest = piece.guest;
-        let fitted = memory.pieces(cache, piece.guest, piece.length, |slice| {
-            let length = u32::try_from(slice.len()).ok()?;
-            targets.try_push((Piece { guest, length }, slice)).ok()?;
-            guest += u64::from(length);
-            bytes += slice.len();
-            Some(())
-        })?;
-        if fitted.is_none() {
-            return Ok(None);
-        }
-    }
-    Ok(Some(bytes))
-}
-
-/// Writes one after the other into pieces of memory.
-struct Writer<'w, 'm> {
-    targets: &'w [(Piece, SharedSlice<'m>)],
-    /// Bytes of the first of them that are written.
-    at: usize,
-}
-
-impl<'m> Writer<'_, 'm> {
-    /// What is to be written next; what was written of it is passed over by `self.at`.
-    #[inline]
-    fn room(&mut self) -> Option<SharedSlice<'m>> {
-        while let Some(((_, slice), rest)) = self.targets.split_first() {
-            let (_, room) = slice.split(self.at);
-            if !room.is_empty() {
-                return Some(room);
-            }
-            (self.targets, self.at) = (rest, 0);
-        }
-        None
-    }
-
-    #[inline]
-    fn write(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty()
-            && let Some(room) = self.room()
-        {
-            let count = room.write_from(bytes);
-            self.at += count;
-            bytes = bytes.get(count..).unwrap_or_default();
-        }
-    }
-
-    #[inline]
-    fn copy(&mut self, mut from: SharedSlice<'_>) {
-        while !from.is_empty()
-            && let Some(room) = self.room()
-        {
-            let count = from.copy_to(room);
-            self.at += count;
-            (_, from) = from.split(count);
-        }
     }
 }

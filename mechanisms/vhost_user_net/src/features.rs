@@ -42,6 +42,8 @@ bitflags! {
         const PROTOCOL_FEATURES = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         /// Not a legacy driver.
         const VERSION_1 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+        /// Rings are packed ones.
+        const RING_PACKED = 1 << virtio_config::VIRTIO_F_RING_PACKED;
         /// Buffers are used in the order in which they were made available.
         const IN_ORDER = 1 << virtio_config::VIRTIO_F_IN_ORDER;
     }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use shared_memory::{
-    Access, DmaAddress, DmaFault, DmaMap, DmaRegion, MemoryError, SharedMapping, SharedSlice,
-    TranslationCache,
+    Access, DmaAddress, DmaFault, DmaMap, DmaRegion, MemoryError, MemoryWatch, SharedMapping,
+    SharedSlice, TranslationCache,
 };
 
 /// Bytes for which the log has one bit (vhost-user "Migration").
@@ -40,15 +40,16 @@ pub(crate) struct RegionAddress {
 }
 
 impl GuestMemory {
-    /// With one more region, whose file is mapped from byte `offset` on.
+    /// With one more region, whose file is mapped from byte `offset` on. `watch` is told if it is taken away.
     ///
     /// # Errors
-    /// It overlaps another, it cannot be mapped, or its file can shrink under its user.
+    /// It overlaps another, it cannot be mapped, or its file is not memory.
     pub(crate) fn with(
         &self,
         at: RegionAddress,
         file: BorrowedFd<'_>,
         offset: u64,
+        watch: &Arc<MemoryWatch>,
     ) -> Result<Self, MemoryError> {
         let RegionAddress { guest, user, length } = at;
         let overlap = MemoryError::Overlap { iova: user, length };
@@ -60,7 +61,7 @@ impl GuestMemory {
             return Err(overlap);
         }
         let bytes = usize::try_from(length).map_err(|_| overlap)?;
-        let mapping = SharedMapping::map(file, offset, bytes, Access::ReadWrite)?;
+        let mapping = SharedMapping::map_guarded(file, offset, bytes, Access::ReadWrite, watch)?;
         let iova = DmaAddress(guest);
         let map = self.map.with(DmaRegion { iova, mapping, access: Access::ReadWrite })?;
         let mut windows = Vec::clone(&self.windows);
@@ -173,9 +174,16 @@ pub(crate) struct DirtyLog(SharedMapping);
 
 impl DirtyLog {
     /// The log in this file.
-    pub(crate) fn map(file: BorrowedFd<'_>, offset: u64, length: u64) -> Result<Self, MemoryError> {
+    pub(crate) fn map(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        length: u64,
+        watch: &Arc<MemoryWatch>,
+    ) -> Result<Self, MemoryError> {
         let bytes = usize::try_from(length).unwrap_or(usize::MAX);
-        SharedMapping::map_bytes(file, offset, bytes, Access::ReadWrite).map(Self)
+        let mapping =
+            SharedMapping::map_bytes_guarded(file, offset, bytes, Access::ReadWrite, watch);
+        mapping.map(Self)
     }
 
     /// Notes that `length` bytes at a guest physical address were written. What is beyond the log's end is not noted.

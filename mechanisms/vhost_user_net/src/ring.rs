@@ -1,7 +1,14 @@
-//! What rings have in common: buffers, and what can be wrong with them.
+//! What split and packed rings have in common: where they are, their buffers, and what can be wrong with them.
 
 use arrayvec::ArrayVec;
-use shared_memory::DmaFault;
+use shared_memory::{DmaFault, TranslationCache};
+
+use crate::{
+    Features,
+    memory::{DirtyLog, GuestMemory, View},
+    packed::PackedRing,
+    split::SplitRing,
+};
 
 /// Descriptors of one buffer that are looked at; what a driver has beyond them is walked, and not used.
 pub(crate) const MAX_PIECES: usize = 66;
@@ -33,6 +40,14 @@ pub enum RingError {
         /// How many it says are available.
         available: u16,
     },
+    /// A place to begin at that the ring does not have.
+    #[error("a ring of {size} entries cannot begin at {base:#x}")]
+    Base {
+        /// Entries.
+        size: u16,
+        /// Where it is to begin.
+        base: u32,
+    },
     /// A descriptor's number beyond the table's end.
     #[error("a descriptor has number {index}, and there are {size}")]
     Descriptor {
@@ -56,6 +71,9 @@ pub enum RingError {
     /// A buffer without room for as much as a header.
     #[error("a buffer has no room for a header")]
     NoRoom,
+    /// The guest's memory is not there any more.
+    #[error("the guest's memory was taken away")]
+    MemoryTaken,
     /// A buffer outside of the guest's memory.
     #[error("a buffer is not in the guest's memory")]
     Fault(#[from] DmaFault),
@@ -70,6 +88,35 @@ pub(crate) enum Direction {
     ToDriver,
 }
 
+/// Where a ring's parts are, in the front-end's addresses.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) struct Addresses {
+    pub(crate) descriptors: u64,
+    /// Available ring; of a packed one the driver's event suppression.
+    pub(crate) driver: u64,
+    /// Used ring; of a packed one the device's event suppression.
+    pub(crate) device: u64,
+}
+
+/// Finds a part of a ring.
+pub(crate) fn part(
+    memory: &GuestMemory,
+    (user, length, alignment): (u64, usize, usize),
+    part: &'static str,
+) -> Result<View, RingError> {
+    let view = memory.view(user, length).filter(|view| view.is_aligned(alignment));
+    view.ok_or(RingError::Outside { part })
+}
+
+/// By which a buffer is given back.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub(crate) struct Token {
+    /// What its driver calls it.
+    pub(crate) id: u16,
+    /// Descriptors that it has in a packed ring.
+    pub(crate) slots: u16,
+}
+
 /// One descriptor's memory.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Piece {
@@ -80,8 +127,7 @@ pub(crate) struct Piece {
 /// One buffer that a driver has made available.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Buffer {
-    /// By which it is given back.
-    pub(crate) id: u16,
+    pub(crate) token: Token,
     pub(crate) pieces: ArrayVec<Piece, MAX_PIECES>,
     /// It has more pieces than that.
     pub(crate) cut: bool,
@@ -91,7 +137,7 @@ pub(crate) struct Buffer {
 
 impl Buffer {
     pub(crate) fn begin(&mut self) {
-        (self.id, self.cut, self.descriptors) = (0, false, 0);
+        (self.token, self.cut, self.descriptors) = (Token::default(), false, 0);
         self.pieces.clear();
     }
 
@@ -117,5 +163,113 @@ impl Buffer {
             self.cut = true;
         }
         Ok(())
+    }
+}
+
+/// A virtqueue of either kind.
+///
+/// Buffers are given back in the order in which they were taken.
+#[derive(Debug)]
+pub(crate) enum Ring {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
+
+/// Does the same on either.
+macro_rules! on_either {
+    ($ring:expr, $each:ident => $what:expr) => {
+        match $ring {
+            Ring::Split($each) => $what,
+            Ring::Packed($each) => $what,
+        }
+    };
+}
+
+impl Ring {
+    /// A ring that begins at `base`, which says what it does in the words of VHOST_USER_SET_VRING_BASE.
+    pub(crate) fn new(
+        memory: &GuestMemory,
+        at: Addresses,
+        size: u16,
+        base: u32,
+        features: Features,
+    ) -> Result<Self, RingError> {
+        if features.contains(Features::RING_PACKED) {
+            PackedRing::new(memory, at, size, base, features).map(Self::Packed)
+        } else {
+            SplitRing::new(memory, at, size, base, features).map(Self::Split)
+        }
+    }
+
+    /// Goes on where the parts are now.
+    pub(crate) fn relocate(
+        &mut self,
+        memory: &GuestMemory,
+        at: Addresses,
+    ) -> Result<(), RingError> {
+        on_either!(self, ring => ring.relocate(memory, at))
+    }
+
+    /// Where whoever serves it afterwards begins.
+    pub(crate) fn base(&self) -> u32 {
+        on_either!(self, ring => ring.base())
+    }
+
+    /// What is taken next.
+    #[inline]
+    pub(crate) fn position(&self) -> u16 {
+        on_either!(self, ring => ring.position())
+    }
+
+    /// Makes as if what was taken since had not been.
+    pub(crate) fn rewind(&mut self, position: u16) {
+        on_either!(self, ring => ring.rewind(position))
+    }
+
+    /// Takes the next buffer; false if there is none.
+    #[inline]
+    pub(crate) fn take(
+        &mut self,
+        memory: &GuestMemory,
+        cache: &mut TranslationCache,
+        direction: Direction,
+        buffer: &mut Buffer,
+    ) -> Result<bool, RingError> {
+        buffer.begin();
+        on_either!(self, ring => ring.take(memory, cache, direction, buffer))
+    }
+
+    /// Gives a buffer back that was read; the driver sees it by [`Self::publish`].
+    #[inline]
+    pub(crate) fn give_back(&mut self, token: Token) {
+        match self {
+            Self::Split(ring) => ring.put(token.id, 0),
+            Self::Packed(ring) => ring.give_back(token),
+        }
+    }
+
+    /// Gives a buffer back into which so many bytes were written; the driver sees it by [`Self::publish`].
+    #[inline]
+    pub(crate) fn put(&mut self, token: Token, written: u32) {
+        match self {
+            Self::Split(ring) => ring.put(token.id, written),
+            Self::Packed(ring) => ring.put(token, written),
+        }
+    }
+
+    /// Shows the driver what was given back. True if it wants to be interrupted for that.
+    #[inline]
+    pub(crate) fn publish(&mut self, log: Option<&DirtyLog>) -> bool {
+        on_either!(self, ring => ring.publish(log))
+    }
+
+    /// Asks to be notified of new buffers; true if there are some already.
+    pub(crate) fn listen(&mut self, log: Option<&DirtyLog>) -> bool {
+        on_either!(self, ring => ring.listen(log))
+    }
+
+    /// Wants no notifications until [`Self::listen`].
+    pub(crate) fn ignore(&mut self, log: Option<&DirtyLog>) {
+        on_either!(self, ring => ring.ignore(log))
     }
 }

@@ -23,6 +23,7 @@ use rustix::{
     io::Errno,
     net::{Shutdown, SocketType, shutdown},
 };
+use shared_memory::MemoryWatch;
 use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut};
 
 use crate::{Device, MAX_QUEUE_PAIRS, early::Enable, session::Session};
@@ -176,12 +177,22 @@ impl Serving {
             Ok(clones) => clones,
             Err(error) => return self.tell(&format!("a connection cannot be used: {error}")),
         };
+        let memory = match MemoryWatch::new() {
+            Ok(memory) => memory,
+            Err(error) => return self.tell(&format!("a connection cannot be served: {error}")),
+        };
+        let session = Session::new(self.device.clone(), self.pairs, Arc::clone(&memory));
+        let session = Arc::new(Mutex::new(session));
+        let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
         self.keep(Some(kept.into()));
         self.shared.connected.store(true, Ordering::Release);
-        let session = Arc::new(Mutex::new(Session::new(self.device.clone(), self.pairs)));
-        let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
         while !self.stopping() {
-            if !self.wait_for_message(&watched) {
+            let is_message = self.wait_for_message(&watched, &memory);
+            if memory.is_lost() {
+                self.tell("its front-end is sent away: the guest's memory was taken away");
+                break;
+            }
+            if !is_message {
                 continue;
             }
             let handled = match enabled_early(&watched, &session) {
@@ -211,10 +222,11 @@ impl Serving {
 
     /// Whether there is a message, or the connection's end. Others that connect meanwhile are turned away, so that
     /// they do not wait for answers.
-    fn wait_for_message(&mut self, connection: &UnixStream) -> bool {
+    fn wait_for_message(&mut self, connection: &UnixStream, memory: &MemoryWatch) -> bool {
         let mut fds = [
             PollFd::new(connection, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(memory, PollFlags::IN),
             PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, None) {
@@ -222,7 +234,7 @@ impl Serving {
             Err(Errno::INTR) => return false,
             Err(_) => return true,
         }
-        let [message, other, _] = &fds;
+        let [message, other, ..] = &fds;
         if !message.revents().is_empty() {
             return true;
         }

@@ -11,6 +11,7 @@ use std::{
 
 use event_fd::EventFd;
 use owner_thread::Handle;
+use shared_memory::MemoryWatch;
 use vhost::vhost_user::{
     Error, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
     message::{
@@ -25,8 +26,7 @@ use crate::{
     Features,
     device::{Device, Notifiers, QueueSetup},
     memory::{DirtyLog, GuestMemory, RegionAddress},
-    ring::{MAX_SIZE, RingError},
-    split::Addresses,
+    ring::{Addresses, MAX_SIZE, RingError},
 };
 
 /// Regions of a guest's memory, at most.
@@ -37,7 +37,7 @@ const MAX_REGIONS: usize = 64;
 struct Vring {
     size: Option<u16>,
     at: Option<Addresses>,
-    base: u16,
+    base: u32,
     enabled: bool,
     running: bool,
     notifiers: Notifiers,
@@ -47,6 +47,8 @@ struct Vring {
 #[derive(Debug)]
 pub(crate) struct Session {
     device: Handle<Device>,
+    /// Over all that the front-end lets the device map.
+    watch: Arc<MemoryWatch>,
     offered: Features,
     features: Features,
     memory: GuestMemory,
@@ -77,9 +79,10 @@ fn address_of(region: &VhostUserMemoryRegion) -> (RegionAddress, u64) {
 
 impl Session {
     /// A session with a device with so many queue pairs, which nobody has set up.
-    pub(crate) fn new(device: Handle<Device>, pairs: u16) -> Self {
+    pub(crate) fn new(device: Handle<Device>, pairs: u16, watch: Arc<MemoryWatch>) -> Self {
         Self {
             device,
+            watch,
             offered: Features::offered(pairs),
             features: Features::empty(),
             memory: GuestMemory::default(),
@@ -116,7 +119,8 @@ impl Session {
         let rings: Vec<(usize, Addresses)> =
             running.filter_map(|(index, vring)| Some((index, vring.at?))).collect();
         self.memory = memory.clone();
-        self.on_device(move |device| device.set_memory(memory, &rings))?.map_err(because)
+        let watch = Arc::clone(&self.watch);
+        self.on_device(move |device| device.set_memory(memory, watch, &rings))?.map_err(because)
     }
 
     fn start(&mut self, index: u32) -> Result<()> {
@@ -191,7 +195,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let mut memory = GuestMemory::default();
         for (region, file) in regions.iter().zip(&files) {
             let (at, offset) = address_of(region);
-            memory = memory.with(at, file.as_fd(), offset).map_err(because)?;
+            memory = memory.with(at, file.as_fd(), offset, &self.watch).map_err(because)?;
         }
         self.set_memory(memory)?;
         Ok(None)
@@ -226,7 +230,6 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
         self.idle(index)?.base = base;
         Ok(())
     }
@@ -240,7 +243,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             vring.running = false;
             vring.notifiers.kick = None;
         }
-        Ok(VhostUserVringState::new(index, self.vring(index)?.base.into()))
+        Ok(VhostUserVringState::new(index, self.vring(index)?.base))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
@@ -334,7 +337,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             return Err(refused("the guest's memory has too many regions"));
         }
         let (at, offset) = address_of(region);
-        let memory = self.memory.with(at, file.as_fd(), offset).map_err(because)?;
+        let memory = self.memory.with(at, file.as_fd(), offset, &self.watch).map_err(because)?;
         self.set_memory(memory)?;
         Ok(None)
     }
@@ -363,7 +366,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let log = DirtyLog::map(file.as_fd(), log.mmap_offset, log.mmap_size).map_err(because)?;
+        let (offset, length) = (log.mmap_offset, log.mmap_size);
+        let log = DirtyLog::map(file.as_fd(), offset, length, &self.watch).map_err(because)?;
         self.on_device(move |device| device.set_log(log))
     }
 }

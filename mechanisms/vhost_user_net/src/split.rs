@@ -1,14 +1,15 @@
 //! The device side of a split virtqueue (virtio 1.2 §2.7).
 //!
-//! Every word of the driver's is read once. Buffers are given back in the order in which they were made available.
+//! Every word of the driver's is read once.
 
 use std::sync::atomic::{Ordering, fence};
 
 use shared_memory::{SharedSlice, TranslationCache};
 
 use crate::{
+    Features,
     memory::{DirtyLog, GuestMemory, View},
-    ring::{Buffer, Direction, MAX_SIZE, Piece, RingError},
+    ring::{Addresses, Buffer, Direction, MAX_SIZE, Piece, RingError, Token, part},
 };
 
 /// Bytes of a descriptor.
@@ -23,16 +24,6 @@ const SILENT: u16 = 1;
 const INDEX: usize = 2;
 const ENTRIES: usize = 4;
 
-/// Where a ring's parts are, in the front-end's addresses.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub(crate) struct Addresses {
-    pub(crate) descriptors: u64,
-    /// Available ring; of a packed one the driver's event suppression.
-    pub(crate) driver: u64,
-    /// Used ring; of a packed one the device's event suppression.
-    pub(crate) device: u64,
-}
-
 /// A ring's parts.
 #[derive(Clone, Debug)]
 pub(crate) struct Parts {
@@ -44,10 +35,7 @@ pub(crate) struct Parts {
 impl Parts {
     fn find(memory: &GuestMemory, at: Addresses, size: u16) -> Result<Self, RingError> {
         let entries = usize::from(size);
-        let part = |user, length, alignment, part| {
-            let view = memory.view(user, length).filter(|view| view.is_aligned(alignment));
-            view.ok_or(RingError::Outside { part })
-        };
+        let part = |user, length, alignment, what| part(memory, (user, length, alignment), what);
         // Each with its event index behind its entries.
         Ok(Self {
             descriptors: part(at.descriptors, DESCRIPTOR * entries, 16, "descriptor table")?,
@@ -77,24 +65,25 @@ pub(crate) struct SplitRing {
 }
 
 impl SplitRing {
-    /// A ring that begins at `base`.
+    /// A ring of which the buffer with number `base` is taken next.
     pub(crate) fn new(
         memory: &GuestMemory,
         at: Addresses,
         size: u16,
-        base: u16,
-        (event_index, indirect): (bool, bool),
+        base: u32,
+        features: Features,
     ) -> Result<Self, RingError> {
         if !size.is_power_of_two() || u32::from(size) > MAX_SIZE {
             return Err(RingError::Size { size: size.into() });
         }
+        let base = u16::try_from(base).map_err(|_| RingError::Base { size, base })?;
         let parts = Parts::find(memory, at, size)?;
         // Where the one that served it before has left it.
         let used = parts.used.bytes().load_u16(INDEX, Ordering::Acquire).unwrap_or(base);
         Ok(Self {
             size,
-            event_index,
-            indirect,
+            event_index: features.contains(Features::EVENT_IDX),
+            indirect: features.contains(Features::INDIRECT_DESC),
             parts,
             next: base,
             seen: base,
@@ -114,7 +103,12 @@ impl SplitRing {
         Ok(())
     }
 
-    /// What is taken next: where one that serves it afterwards begins.
+    /// Where one that serves it afterwards begins.
+    pub(crate) fn base(&self) -> u32 {
+        self.next.into()
+    }
+
+    /// What is taken next.
     pub(crate) fn position(&self) -> u16 {
         self.next
     }
@@ -138,7 +132,6 @@ impl SplitRing {
         direction: Direction,
         buffer: &mut Buffer,
     ) -> Result<bool, RingError> {
-        buffer.begin();
         let outside = RingError::Outside { part: "available ring" };
         let available = self.parts.available.bytes();
         if self.next == self.seen {
@@ -153,7 +146,8 @@ impl SplitRing {
             }
         }
         let entry = ENTRIES + 2 * self.place(self.next);
-        buffer.id = available.load_u16(entry, Ordering::Relaxed).ok_or(outside)?;
+        let id = available.load_u16(entry, Ordering::Relaxed).ok_or(outside)?;
+        buffer.token = Token { id, slots: 1 };
         self.walk(memory, cache, direction, buffer)?;
         self.next = self.next.wrapping_add(1);
         Ok(true)
@@ -170,7 +164,7 @@ impl SplitRing {
         let mut table: SharedSlice<'_> = self.parts.descriptors.bytes();
         let mut size = self.size;
         let mut is_indirect = false;
-        let mut index = buffer.id;
+        let mut index = buffer.token.id;
         loop {
             buffer.count()?;
             let words = table.get(DESCRIPTOR * usize::from(index), DESCRIPTOR);

@@ -1,8 +1,12 @@
-//! The driver's side of a split ring, played by tests: it may break every rule.
+//! The driver's side of rings, played by tests: it may break every rule.
+
+mod packed;
 
 use std::sync::atomic::Ordering;
 
 use shared_memory::SharedMapping;
+
+pub use self::packed::PlayedPackedRing;
 
 /// Descriptor flags.
 pub const NEXT: u16 = 1;
@@ -11,7 +15,7 @@ pub const WRITE: u16 = 2;
 /// A table of descriptors.
 pub const INDIRECT: u16 = 4;
 
-/// A ring in a guest's memory, whose guest physical addresses begin at `base`.
+/// A split ring in a guest's memory, whose guest physical addresses begin at `base`.
 #[derive(Clone, Debug)]
 pub struct PlayedRing {
     memory: SharedMapping,

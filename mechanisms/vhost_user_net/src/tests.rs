@@ -1,15 +1,21 @@
 //! Rings that a driver plays, rightly and wrongly.
 
+mod packed;
+
 use linux_network::{ChecksumState, PacketOffload};
 use proptest::prelude::*;
-use shared_memory::{PageSize, SharedMapping};
-use std::os::fd::{AsFd, OwnedFd};
+use shared_memory::{MemoryWatch, PageSize, SharedMapping};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
 
 use crate::{
     Device, Features, NotPut, RingError, Sent,
     device::{Notifiers, QueueSetup},
     memory::{DirtyLog, GuestMemory, RegionAddress},
-    split::{Addresses, passes},
+    ring::Addresses,
+    split::passes,
     testing::{INDIRECT, NEXT, PlayedRing, WRITE},
 };
 
@@ -36,31 +42,73 @@ struct Played {
     tx: PlayedRing,
 }
 
-fn addresses(ring: &PlayedRing) -> Addresses {
-    let [descriptors, driver, device] = ring.places().map(|at| USER + at as u64);
-    Addresses { descriptors, driver, device }
+fn setup_at(places: [usize; 3], size: u16, base: u32) -> QueueSetup {
+    let [descriptors, driver, device] = places.map(|at| USER + at as u64);
+    let at = Addresses { descriptors, driver, device };
+    QueueSetup { at, size, base, enabled: true, notifiers: Notifiers::default() }
 }
 
-fn setup(ring: &PlayedRing, base: u16) -> QueueSetup {
-    let notifiers = Notifiers::default();
-    QueueSetup { at: addresses(ring), size: ring.size(), base, enabled: true, notifiers }
+fn setup(ring: &PlayedRing, base: u32) -> QueueSetup {
+    setup_at(ring.places(), ring.size(), base)
 }
 
-fn map(fd: &OwnedFd) -> GuestMemory {
+/// A device with memory for its guest.
+fn device(features: Features) -> (SharedMapping, OwnedFd, Device) {
+    let (memory, fd) = SharedMapping::create("guest", MEMORY, PageSize::Base).unwrap();
+    let mut device = Device::new(1).unwrap();
+    device.set_features(features);
+    let watch = MemoryWatch::new().unwrap();
+    device.set_memory(map(&fd, &watch), Arc::clone(&watch), &[]).unwrap();
+    (memory, fd, device)
+}
+
+/// What a device takes of the transmit queue: bytes, or `None` for what is malformed.
+fn sent(device: &mut Device) -> Vec<Option<Vec<u8>>> {
+    let mut packets = Vec::new();
+    device.transmitted(0, 64, |sent| {
+        packets.push(match sent {
+            Sent::Malformed => None,
+            Sent::Packet(packet) => {
+                let mut bytes = vec![0; packet.length];
+                let mut at = 0;
+                for piece in packet.pieces {
+                    at += piece.read_into(&mut bytes[at..]);
+                }
+                let head: Vec<u8> = packet.head.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let known = bytes.len().min(16);
+                assert_eq!(head[..known], bytes[..known]);
+                Some(bytes)
+            }
+        });
+    });
+    packets
+}
+
+/// Puts a packet, in two pieces, into the receive queue, and shows it.
+fn put(device: &mut Device, bytes: &[u8]) -> Result<(), NotPut> {
+    let (memory, _fd) = SharedMapping::create("packet", 1 << 17, PageSize::Base).unwrap();
+    let piece = memory.slice(5, bytes.len()).unwrap();
+    piece.write_from(bytes);
+    let (head, _) = bytes.split_at(bytes.len().min(16));
+    let offload = PacketOffload { checksum: ChecksumState::Verified, segmentation: None };
+    let parts = piece.split(40);
+    let put = device.put(0, &offload, bytes.len(), &[head], [parts.0, parts.1].into_iter());
+    device.flush();
+    put
+}
+
+fn map(fd: &OwnedFd, watch: &Arc<MemoryWatch>) -> GuestMemory {
     // In two regions, so that there is a border to lie across.
     let first = RegionAddress { guest: GUEST, user: USER, length: 0x8_0000 };
     let second = RegionAddress { guest: GUEST + 0x8_0000, user: USER + 0x8_0000, length: 0x8_0000 };
-    let memory = GuestMemory::default().with(first, fd.as_fd(), 0).unwrap();
-    memory.with(second, fd.as_fd(), 0x8_0000).unwrap()
+    let memory = GuestMemory::default().with(first, fd.as_fd(), 0, watch).unwrap();
+    memory.with(second, fd.as_fd(), 0x8_0000, watch).unwrap()
 }
 
 impl Played {
     fn new(features: Features, size: u16) -> Self {
-        let (memory, fd) = SharedMapping::create("guest", MEMORY, PageSize::Base).unwrap();
+        let (memory, fd, mut device) = device(features);
         let (rx, tx) = (PlayedRing::new(&memory, RX, size), PlayedRing::new(&memory, TX, size));
-        let mut device = Device::new(1).unwrap();
-        device.set_features(features);
-        device.set_memory(map(&fd), &[]).unwrap();
         device.start(0, setup(&rx, 0)).unwrap();
         device.start(1, setup(&tx, 0)).unwrap();
         Self { memory, _fd: fd, device, rx, tx }
@@ -76,39 +124,12 @@ impl Played {
         bytes
     }
 
-    /// What the device takes of the transmit queue: bytes, or `None` for what is malformed.
     fn sent(&mut self) -> Vec<Option<Vec<u8>>> {
-        let mut packets = Vec::new();
-        self.device.transmitted(0, 64, |sent| {
-            packets.push(match sent {
-                Sent::Malformed => None,
-                Sent::Packet(packet) => {
-                    let mut bytes = vec![0; packet.length];
-                    let mut at = 0;
-                    for piece in packet.pieces {
-                        at += piece.read_into(&mut bytes[at..]);
-                    }
-                    let head: Vec<u8> = packet.head.iter().flat_map(|w| w.to_le_bytes()).collect();
-                    let known = bytes.len().min(16);
-                    assert_eq!(head[..known], bytes[..known]);
-                    Some(bytes)
-                }
-            });
-        });
-        packets
+        sent(&mut self.device)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), NotPut> {
-        let (memory, _fd) = SharedMapping::create("packet", 1 << 17, PageSize::Base).unwrap();
-        let piece = memory.slice(5, bytes.len()).unwrap();
-        piece.write_from(bytes);
-        let (head, _) = bytes.split_at(bytes.len().min(16));
-        let offload = PacketOffload { checksum: ChecksumState::Verified, segmentation: None };
-        let parts = piece.split(40);
-        let put =
-            self.device.put(0, &offload, bytes.len(), &[head], [parts.0, parts.1].into_iter());
-        self.device.flush();
-        put
+        put(&mut self.device, bytes)
     }
 }
 
@@ -318,8 +339,10 @@ fn what_is_written_is_noted_in_the_log() {
     // A bit each for the pages up to the end of memory, and not a whole word.
     let bytes = (GUEST as usize + MEMORY) / 4096 / 8 + 1;
     let fd = shared_memory::create_memfd("log", bytes, PageSize::Base).unwrap();
-    let read = SharedMapping::map_bytes(fd.as_fd(), 0, bytes, shared_memory::Access::Read).unwrap();
-    played.device.set_log(DirtyLog::map(fd.as_fd(), 0, bytes as u64).unwrap());
+    let watch = MemoryWatch::new().unwrap();
+    let access = shared_memory::Access::Read;
+    let read = SharedMapping::map_bytes_guarded(fd.as_fd(), 0, bytes, access, &watch).unwrap();
+    played.device.set_log(DirtyLog::map(fd.as_fd(), 0, bytes as u64, &watch).unwrap());
     let across = BUFFERS + 0x1000 - 20;
     played.rx.describe(0, (guest(across), 4096), WRITE, 0);
     played.rx.make_available(0);
@@ -343,7 +366,7 @@ proptest! {
         headers in proptest::collection::vec(any::<u8>(), 64),
         features in any::<u64>(),
     ) {
-        let features = Features::from_bits_truncate(features);
+        let features = Features::from_bits_truncate(features) - Features::RING_PACKED;
         let mut played = Played::new(features, 8);
         for at in (BUFFERS..BUFFERS + 0x2000).step_by(64) {
             played.write(at, &headers);

@@ -1,0 +1,210 @@
+//! Packets in buffers, with their headers.
+
+use arrayvec::ArrayVec;
+use linux_network::{PacketOffload, VNET_HEADER_LENGTH, VnetHeader};
+use shared_memory::{SharedSlice, TranslationCache};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    device::MAX_BUFFERS,
+    memory::GuestMemory,
+    ring::{Buffer, MAX_PIECES, Piece, RingError},
+};
+
+/// Bytes of a packet of the driver's, at most: those of the largest IP packet and the longest headers before it.
+const MAX_PACKET: usize = (1 << 16) + 256;
+/// Pieces of one packet for the driver, at most.
+pub(crate) const MAX_TARGETS: usize = 2 * MAX_BUFFERS;
+/// Bytes of a packet that are read once, for decisions.
+const HEAD: usize = 16;
+
+// The header is in the machine's byte order where it is shared with TAP devices, and little endian on the wire.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+/// The header before each packet (virtio 1.2 §5.1.6).
+#[derive(Copy, Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct NetHeader {
+    packet: VnetHeader,
+    /// Buffers in which the packet lies. A legacy driver without mergeable buffers has no such field.
+    buffers: u16,
+}
+
+const _: () = assert!(size_of::<NetHeader>() == 12);
+const _: () = assert!(std::mem::offset_of!(NetHeader, buffers) == VNET_HEADER_LENGTH);
+
+/// A packet that the driver sends.
+#[derive(Copy, Clone, Debug)]
+pub struct Packet<'m> {
+    /// What its header says.
+    pub offload: PacketOffload,
+    /// Its first 16 bytes, in memory order, read once; zeros behind its end.
+    pub head: [u64; 2],
+    /// All of its bytes.
+    pub pieces: &'m [SharedSlice<'m>],
+    /// Sum of the pieces, bytes.
+    pub length: usize,
+}
+
+/// What a driver has sent.
+#[derive(Copy, Clone, Debug)]
+pub enum Sent<'m> {
+    /// A packet.
+    Packet(Packet<'m>),
+    /// Something with a header that makes no sense, or too long, or in too many pieces.
+    Malformed,
+}
+
+/// The header of a packet that lies in so many buffers.
+pub(crate) fn emit_header(offload: &PacketOffload, buffers: u16) -> [u8; size_of::<NetHeader>()] {
+    zerocopy::transmute!(NetHeader { packet: VnetHeader::emit(offload), buffers })
+}
+
+/// Copies a packet, behind its header, into pieces of memory: `head` is its first 16 bytes, or all of them, and `pieces`
+/// is all of it.
+#[inline]
+pub(crate) fn write_packet<'f>(
+    targets: &[(Piece, SharedSlice<'_>)],
+    header: &[u8],
+    head: &[&[u8]],
+    pieces: impl Iterator<Item = SharedSlice<'f>>,
+) {
+    let mut writer = Writer { targets, at: 0 };
+    writer.write(header);
+    let mut skip = 0;
+    for part in head {
+        writer.write(part);
+    }
+    for part in pieces {
+        // What is in the head is not read again.
+        let known = HEAD.saturating_sub(skip);
+        let (before, rest) = part.split(known);
+        skip += before.len();
+        writer.copy(rest);
+    }
+}
+
+/// Hands the packet in a buffer to `each`.
+#[inline]
+pub(crate) fn read_packet(
+    memory: &GuestMemory,
+    cache: &mut TranslationCache,
+    buffer: &Buffer,
+    header: usize,
+    each: &mut impl FnMut(&Sent<'_>),
+) -> Result<(), RingError> {
+    let mut first = [0u8; size_of::<NetHeader>()];
+    let mut wanted = first.get_mut(..header).unwrap_or_default();
+    let mut pieces = ArrayVec::<SharedSlice<'_>, MAX_PIECES>::new();
+    let mut length = 0;
+    let mut cut = buffer.cut;
+    for piece in &buffer.pieces {
+        let fitted = memory.pieces(cache, piece.guest, piece.length, |slice| {
+            let count = slice.read_into(wanted);
+            wanted = std::mem::take(&mut wanted).get_mut(count..).unwrap_or_default();
+            let (_, rest) = slice.split(count);
+            length += rest.len();
+            if rest.is_empty() { Some(()) } else { pieces.try_push(rest).ok() }
+        })?;
+        cut |= fitted.is_none();
+    }
+    if !wanted.is_empty() {
+        return Err(RingError::NoRoom);
+    }
+    let said = VnetHeader::read_from_prefix(&first).map(|(header, _)| header.parse(length));
+    let Ok(Ok(offload)) = said else {
+        each(&Sent::Malformed);
+        return Ok(());
+    };
+    if cut || length > MAX_PACKET {
+        each(&Sent::Malformed);
+        return Ok(());
+    }
+    let head = match pieces.first().and_then(|first| first.load_words()) {
+        Some(head) => head,
+        None => gather_head(&pieces),
+    };
+    each(&Sent::Packet(Packet { offload, head, pieces: &pieces, length }));
+    Ok(())
+}
+
+/// The first 16 bytes of a packet whose first piece is shorter.
+#[cold]
+fn gather_head(pieces: &[SharedSlice<'_>]) -> [u64; 2] {
+    let mut head = [[0u8; 8]; 2];
+    let mut rest = head.as_flattened_mut();
+    for piece in pieces {
+        let count = piece.read_into(rest);
+        rest = rest.get_mut(count..).unwrap_or_default();
+    }
+    head.map(u64::from_le_bytes)
+}
+
+/// Adds the pieces of a buffer to be written; returns how many bytes they are, or `None` if there are too many.
+#[inline]
+pub(crate) fn scatter<'m>(
+    memory: &'m GuestMemory,
+    cache: &mut TranslationCache,
+    buffer: &Buffer,
+    targets: &mut ArrayVec<(Piece, SharedSlice<'m>), MAX_TARGETS>,
+) -> Result<Option<usize>, RingError> {
+    let mut bytes = 0;
+    for piece in &buffer.pieces {
+        let mut guest = piece.guest;
+        let fitted = memory.pieces(cache, piece.guest, piece.length, |slice| {
+            let length = u32::try_from(slice.len()).ok()?;
+            targets.try_push((Piece { guest, length }, slice)).ok()?;
+            guest += u64::from(length);
+            bytes += slice.len();
+            Some(())
+        })?;
+        if fitted.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(bytes))
+}
+
+/// Writes one after the other into pieces of memory.
+struct Writer<'w, 'm> {
+    targets: &'w [(Piece, SharedSlice<'m>)],
+    /// Bytes of the first of them that are written.
+    at: usize,
+}
+
+impl<'m> Writer<'_, 'm> {
+    /// What is to be written next; what was written of it is passed over by `self.at`.
+    #[inline]
+    fn room(&mut self) -> Option<SharedSlice<'m>> {
+        while let Some(((_, slice), rest)) = self.targets.split_first() {
+            let (_, room) = slice.split(self.at);
+            if !room.is_empty() {
+                return Some(room);
+            }
+            (self.targets, self.at) = (rest, 0);
+        }
+        None
+    }
+
+    #[inline]
+    fn write(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty()
+            && let Some(room) = self.room()
+        {
+            let count = room.write_from(bytes);
+            self.at += count;
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+    }
+
+    #[inline]
+    fn copy(&mut self, mut from: SharedSlice<'_>) {
+        while !from.is_empty()
+            && let Some(room) = self.room()
+        {
+            let count = from.copy_to(room);
+            self.at += count;
+            (_, from) = from.split(count);
+        }
+    }
+}
