@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
     str::FromStr,
@@ -35,8 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// In the guest, the kernel's own net_failover joins each virtio-net with its VF, whose driver is iavf. Linux 7.2
 /// does it; the iavf of 6.1 and 6.12 hangs the guest when it is joined.
 ///
-/// Exit codes: 0 QEMU ended, or a client ended it (`clearway vm stop`); 1 it cannot be run or driven, with the cause on
-/// standard error; QEMU's own exit code if it fails; 2 wrong usage.
+/// Exit codes: 0 QEMU ended, or a client ended it (`clearway vm stop`); 1 it cannot be run or driven, or was killed,
+/// with the cause on standard error; QEMU's own exit code if it fails; 2 wrong usage.
 #[derive(clap::Args, Debug)]
 #[command(
     group = ArgGroup::new("which").args(["qmp", "nics"]).required(true),
@@ -227,8 +227,12 @@ impl Qemu {
             bail!("QEMU does not end: it is killed");
         }
         let status = self.child.wait()?;
-        let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-        Ok(ExitCode::from(code))
+        match status.code() {
+            Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+            // Asked before it listened to that.
+            None if status.signal() == Some(Signal::TERM.as_raw()) => Ok(ExitCode::SUCCESS),
+            None => bail!("QEMU was ended by another: {status}"),
+        }
     }
 }
 
@@ -266,6 +270,21 @@ impl Drop for Qemu {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_qemu_that_was_killed_is_told_and_one_that_was_asked_to_end_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let qemu = || {
+            let child = Command::new("sleep").arg("1000").spawn().unwrap();
+            let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+            Qemu { child, process, qmp: folder.path().join("qmp") }
+        };
+        let mut killed = qemu();
+        killed.child.kill().unwrap();
+        let said = killed.end().unwrap_err().to_string();
+        assert!(said.contains("SIGKILL"), "{said}");
+        assert_eq!(qemu().end().unwrap(), ExitCode::SUCCESS);
+    }
 
     #[test]
     fn a_nic_is_an_address_a_socket_and_queues() {
