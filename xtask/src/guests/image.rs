@@ -24,7 +24,7 @@ pub(crate) fn write(folder: &Path, series: Series) -> Result<()> {
     let [image, initramfs, program] =
         ["vmlinuz", "initrd.img", "qemu"].map(|name| folder.join(name));
     fs::copy(kernel.image(), &image).with_context(|| format!("writing {}", image.display()))?;
-    fs::write(&initramfs, kernel.initramfs(&MODULES, SHELL)?)
+    fs::write(&initramfs, kernel.initramfs(&MODULES, &[], SHELL)?)
         .with_context(|| format!("writing {}", initramfs.display()))?;
     qemu.script(&program, Lives::On)?;
     println!("Linux {}: {}", kernel.release(), image.display());

@@ -58,6 +58,9 @@ impl<'a> Initramfs<'a> {
 
     /// Adds a tool of Debian's.
     pub(crate) fn tool(&mut self, tool: &Fetched) -> Result<()> {
+        for path in tool.tool().loads_later() {
+            self.copy(&format!("lib/{path}"), &tool.library(path))?;
+        }
         self.program(tool.tool().name(), &tool.program(), tool.root())
     }
 

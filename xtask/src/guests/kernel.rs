@@ -162,11 +162,17 @@ impl Kernel {
         command
     }
 
-    /// An initramfs with busybox, ethtool, the given modules and all they depend on under `/modules`, and `/init`. Before
-    /// `script`, `/init` has mounted the usual and loaded the modules, in order.
-    pub(crate) fn initramfs(&self, modules: &[&str], script: &str) -> Result<Vec<u8>> {
+    /// An initramfs with busybox, ethtool, the given tools, the given modules and all they depend on under `/modules`, and
+    /// `/init`. Before `script`, `/init` has mounted the usual and loaded the modules, in order.
+    pub(crate) fn initramfs(
+        &self,
+        modules: &[&str],
+        tools: &[Fetched],
+        script: &str,
+    ) -> Result<Vec<u8>> {
         let mut initramfs = Initramfs::new(self, "")?;
         initramfs.tool(&self.ethtool)?;
+        tools.iter().try_for_each(|tool| initramfs.tool(tool))?;
         initramfs.modules(modules)?;
         initramfs.finish(script)
     }

@@ -4,11 +4,14 @@ use std::{
     fs::{self, File},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
-/// A running QEMU; killed when this drops.
+use super::usage::with_children;
+
+/// A running QEMU, or whoever runs it; killed when this drops.
 pub(crate) struct Machine {
     child: Child,
     errors: PathBuf,
@@ -32,9 +35,19 @@ impl Machine {
         self.child.id()
     }
 
+    /// Processor time that it and what it has started have used.
+    pub(crate) fn cpu(&self) -> Duration {
+        with_children(self.child.id())
+    }
+
     /// Its exit status, once it has ended.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
+    }
+
+    /// Its exit status, when it has ended.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait()?)
     }
 
     /// What it has said on standard error.

@@ -7,42 +7,39 @@
 
 mod apt;
 mod avf;
-mod churn_tests;
 mod copy_device;
 mod cpio;
 mod elf;
-mod emulated_adapter;
-mod failover_tests;
 mod image;
 mod initramfs;
 mod kernel;
 mod kvm;
-mod linux_tests;
 mod machine;
 mod programs;
 mod qemu;
+mod qemu_stories;
 mod qtest;
 mod qtest_tests;
-mod removal_tests;
 mod stack;
+mod telling;
 mod tools;
-mod tulip_tests;
+mod usage;
+mod verdict;
 mod vmlinux;
 
 use std::{
     fs::{self, File},
-    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
 use self::{
     kernel::{Kernel, Series},
     kvm::KvmTests,
-    linux_tests::Hardware,
     qemu::Qemu,
+    qemu_stories::QemuTests,
 };
 
 /// Runs tests in which stock QEMU is the other end. Without a command all of them: qtest, qemu and kvm.
@@ -71,10 +68,7 @@ enum Which {
         #[arg(long = "socket", num_args = 1)]
         sockets: Vec<PathBuf>,
     },
-    /// Boots stock Debian kernels: one whose own iavf drives a VF and pings a user-mode VM, one whose iavf is loaded,
-    /// unloaded and configured again and again under traffic, one whose iavf is unbound after the adapter was killed, one
-    /// whose own net_failover joins a virtio-net and a VF that comes and goes under traffic, and one whose own tulip
-    /// drives an emulated adapter and pings the host behind it, before and after its driver is taken out and in.
+    /// Boots stock Debian kernels with a VF, with a VF beside a virtio-net, or with an emulated adapter: minutes.
     Qemu(QemuTests),
     /// Boots stock Debian kernels under our KVM partition, within an emulated machine that has KVM: minutes.
     Kvm(KvmTests),
@@ -84,55 +78,6 @@ enum Which {
         /// The vfio-user socket to make.
         socket: PathBuf,
     },
-}
-
-/// Which guests to boot, and on what.
-#[derive(Args)]
-struct QemuTests {
-    /// Only this one; with --socket it is always the VF.
-    #[arg(long, value_enum)]
-    only: Option<Story>,
-    /// A vfio-user socket that serves an AVF function, instead of one of an adapter started here.
-    #[arg(long)]
-    socket: Option<PathBuf>,
-    /// With --socket: the guest's own address.
-    #[arg(long, default_value_t = GUEST_ADDRESS)]
-    address: Ipv4Addr,
-    /// With --socket: the address to ping; without it the guest only brings the interface up.
-    #[arg(long)]
-    ping: Option<Ipv4Addr>,
-    /// Give the guest an IOMMU of its own; the ones with an emulated adapter or a virtio-net never have one.
-    #[arg(long)]
-    iommu: bool,
-    /// How many times the VF beside a virtio-net is taken away and given back.
-    #[arg(long, value_name = "N", default_value_t = FAILOVER_ROUNDS)]
-    rounds: u32,
-}
-
-const FAILOVER_ROUNDS: u32 = 5;
-
-const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
-
-impl Default for QemuTests {
-    fn default() -> Self {
-        let rounds = FAILOVER_ROUNDS;
-        Self { only: None, socket: None, address: GUEST_ADDRESS, ping: None, iommu: false, rounds }
-    }
-}
-
-/// Which guest to boot.
-#[derive(Copy, Clone, Eq, PartialEq, Debug, ValueEnum)]
-enum Story {
-    /// The one with a VF.
-    Vf,
-    /// The one with a VF whose driver is loaded, unloaded and configured under traffic.
-    Churn,
-    /// The one with a VF whose adapter is killed.
-    Removal,
-    /// The one with a virtio-net and a VF that is joined with it, taken away and given back.
-    Failover,
-    /// The one with an emulated adapter.
-    EmulatedAdapter,
 }
 
 /// Does what the command line says.
@@ -177,30 +122,9 @@ fn run_one(which: &Which) -> Result<()> {
             let qemu = Qemu::fetch(&Cache::open()?)?;
             qtest_tests::run(&qemu, &sockets)
         }
-        Which::Qemu(QemuTests { only, socket, address, ping, iommu, rounds }) => {
-            let cache = Cache::open()?;
-            let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache, Series::default())?);
-            // Others may fetch while the guest runs.
-            drop(cache);
-            let hardware = Hardware { qemu: &qemu, kernel: &kernel, iommu: *iommu };
-            if let Some(socket) = socket {
-                return linux_tests::run_on(hardware, socket, *address, *ping);
-            }
-            println!("QEMU {}, Linux {}", hardware.qemu.version()?, hardware.kernel.release());
-            for story in Story::value_variants() {
-                match story {
-                    _ if only.is_some_and(|only| only != *story) => {}
-                    Story::Vf => linux_tests::run(hardware)?,
-                    Story::Churn => churn_tests::run(hardware)?,
-                    Story::Removal => removal_tests::run(hardware)?,
-                    Story::Failover => failover_tests::run(&qemu, *rounds)?,
-                    Story::EmulatedAdapter => tulip_tests::run(hardware)?,
-                }
-            }
-            Ok(())
-        }
+        Which::Qemu(tests) => qemu_stories::run(tests),
         Which::Kvm(tests) => kvm::run(tests),
-        Which::ServeEmulatedAdapter { socket } => tulip_tests::serve(socket),
+        Which::ServeEmulatedAdapter { socket } => qemu_stories::serve(socket),
     }
 }
 
@@ -225,6 +149,11 @@ impl Cache {
         let lock = File::create(folder.join("lock"))?;
         lock.lock().context("waiting for another process that fetches")?;
         Ok(Self { folder, _lock: lock })
+    }
+
+    /// The folder for logs of stories.
+    fn logs(&self) -> PathBuf {
+        self.folder.join("logs")
     }
 
     /// The folder of a component, made by `fill` if it is not there at this `version`; `fill` returns the names of

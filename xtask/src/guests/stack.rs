@@ -18,6 +18,7 @@ pub(crate) struct Stack {
     clearway: PathBuf,
     adapter: Child,
     folder: TempDir,
+    logs: PathBuf,
     vfs: u16,
 }
 
@@ -33,10 +34,19 @@ pub(crate) struct AttachedVf {
 impl Stack {
     /// Starts an adapter with `vfs` VFs.
     pub(crate) fn start(vfs: u16) -> Result<Self> {
-        let clearway = Program::Clearway.find()?;
         let folder = tempfile::tempdir()?;
-        let adapter = adapter(&clearway, folder.path(), vfs)?;
-        let stack = Self { clearway, adapter, folder, vfs };
+        let logs = folder.path().to_path_buf();
+        Self::start_in(folder, Program::Clearway.find()?, vfs, logs)
+    }
+
+    /// The same, whose logs and capture go to the folder `logs`.
+    pub(crate) fn start_logging(clearway: &Path, vfs: u16, logs: &Path) -> Result<Self> {
+        Self::start_in(tempfile::tempdir()?, clearway.to_path_buf(), vfs, logs.to_path_buf())
+    }
+
+    fn start_in(folder: TempDir, clearway: PathBuf, vfs: u16, logs: PathBuf) -> Result<Self> {
+        let adapter = adapter(&clearway, folder.path(), &logs, vfs)?;
+        let stack = Self { clearway, adapter, folder, logs, vfs };
         stack.show()?;
         Ok(stack)
     }
@@ -50,7 +60,7 @@ impl Stack {
 
     /// Starts an adapter anew in the same folder.
     pub(crate) fn start_again(&mut self) -> Result<()> {
-        self.adapter = adapter(&self.clearway, self.folder.path(), self.vfs)?;
+        self.adapter = adapter(&self.clearway, self.folder.path(), &self.logs, self.vfs)?;
         self.show()?;
         Ok(())
     }
@@ -132,7 +142,7 @@ impl Stack {
         address: &str,
         script: &str,
     ) -> Result<UserVm> {
-        let log = self.folder.path().join(format!("{name}.log"));
+        let log = self.logs.join(format!("{name}.log"));
         let mut child = Command::new(&self.clearway)
             .args(["vm", "run", name, "--ip", address, "--vf-socket"])
             .arg(&vf.socket)
@@ -154,7 +164,7 @@ impl Stack {
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("adapter.log")).unwrap_or_default()
+        std::fs::read_to_string(self.logs.join("adapter.log")).unwrap_or_default()
     }
 }
 
@@ -178,8 +188,8 @@ impl Drop for UserVm {
     }
 }
 
-fn adapter(clearway: &Path, folder: &Path, vfs: u16) -> Result<Child> {
-    let log = File::create(folder.join("adapter.log"))?;
+fn adapter(clearway: &Path, folder: &Path, logs: &Path, vfs: u16) -> Result<Child> {
+    let log = File::create(logs.join("adapter.log"))?;
     Command::new(clearway)
         .arg("adapter")
         .arg("--directory")
@@ -187,7 +197,7 @@ fn adapter(clearway: &Path, folder: &Path, vfs: u16) -> Result<Child> {
         .args(["--vfs", &vfs.to_string()])
         // A link that is up, with nobody at its other end.
         .arg("--uplink")
-        .arg(format!("pcap:,{}", folder.join("uplink.pcap").display()))
+        .arg(format!("pcap:,{}", logs.join("uplink.pcap").display()))
         .env("CLEARWAY_LOG", "info")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

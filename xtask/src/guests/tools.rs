@@ -17,6 +17,8 @@ use super::{
 pub(crate) enum Tool {
     /// Asks network drivers for what `ip` does not, and tells them.
     Ethtool,
+    /// Measures what TCP and UDP carry.
+    Iperf3,
     /// Loads a kernel to be jumped into.
     Kexec,
     /// Records frames, and says of each what it is and whether its checksums are right.
@@ -32,6 +34,7 @@ impl Tool {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ethtool => "ethtool",
+            Self::Iperf3 => "iperf3",
             Self::Kexec => "kexec",
             Self::Tcpdump => "tcpdump",
             Self::Xz => "xz",
@@ -42,12 +45,22 @@ impl Tool {
     fn pin(self) -> Pin {
         let (package, version) = match self {
             Self::Ethtool => ("ethtool", "1:6.14.2-1"),
+            Self::Iperf3 => ("iperf3", "3.18-2+deb13u2"),
             Self::Kexec => ("kexec-tools", "1:2.0.29-2+b2"),
             Self::Tcpdump => ("tcpdump", "4.99.5-2"),
             Self::Xz => ("xz-utils", "5.8.1-1+deb13u1"),
             Self::Zstd => ("zstd", "1.5.7+dfsg-1"),
         };
         Pin { package, version, suite: "trixie", follow: None }
+    }
+
+    /// Libraries that it does not name, and loads while it runs.
+    pub(crate) fn loads_later(self) -> &'static [&'static str] {
+        match self {
+            // To end its threads.
+            Self::Iperf3 => &["libgcc_s.so.1"],
+            Self::Ethtool | Self::Kexec | Self::Tcpdump | Self::Xz | Self::Zstd => &[],
+        }
     }
 
     /// Unpacks its package, and those that it depends on, into the cache.
@@ -82,9 +95,14 @@ impl Fetched {
     pub(crate) fn program(&self) -> PathBuf {
         let folder = match self.tool {
             Tool::Ethtool | Tool::Kexec => "usr/sbin",
-            Tool::Tcpdump | Tool::Xz | Tool::Zstd => "usr/bin",
+            Tool::Iperf3 | Tool::Tcpdump | Tool::Xz | Tool::Zstd => "usr/bin",
         };
         self.root.join(folder).join(self.tool.name())
+    }
+
+    /// A library of its.
+    pub(crate) fn library(&self, name: &str) -> PathBuf {
+        self.root.join("usr/lib/x86_64-linux-gnu").join(name)
     }
 
     /// A command that runs it on this machine, with its own loader and libraries.

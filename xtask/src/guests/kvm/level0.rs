@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::guests::{machine::Machine, qemu::Qemu};
+use crate::guests::{machine::Machine, qemu::Qemu, usage::usage};
 
 /// How often the machine is looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -71,8 +71,6 @@ pub(crate) struct Run {
 
 /// Runs the machine until it ends; its serial line goes to the file `serial`, what QEMU says to `errors`.
 pub(crate) fn run(boot: &Boot<'_>, serial: &Path, errors: &Path) -> Result<Run> {
-    // What an earlier run has left must not be taken for this one's.
-    fs::write(serial, "").with_context(|| format!("writing {}", serial.display()))?;
     let mut command = boot.qemu.command();
     command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"]);
     command.args(["-m", &boot.memory.to_string(), "-display", "none", "-nodefaults"]);
@@ -106,30 +104,6 @@ pub(crate) fn run(boot: &Boot<'_>, serial: &Path, errors: &Path) -> Result<Run> 
     }
 }
 
-/// What the kernel says of a process.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-struct Usage {
-    ended: bool,
-    cpu: Duration,
-}
-
-fn usage(process: u32) -> Result<Usage> {
-    let path = format!("/proc/{process}/stat");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    parse_usage(&text).with_context(|| format!("{path} is not as proc(5) says"))
-}
-
-fn parse_usage(stat: &str) -> Option<Usage> {
-    // proc(5): the name in parentheses may have blanks; then state, and utime and stime 11 fields later, in ticks, of
-    // which Linux has 100 a second on x86.
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut fields = rest.split(' ');
-    let ended = matches!(fields.next()?, "Z" | "X");
-    let user: u64 = fields.nth(10)?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(Usage { ended, cpu: Duration::from_millis(user.checked_add(system)?.checked_mul(10)?) })
-}
-
 /// How much of the serial line was printed, for people who asked for it.
 #[derive(Default)]
 struct Shown(u64);
@@ -149,25 +123,5 @@ impl Shown {
             self.0 += u64::try_from(length).unwrap_or_default();
             eprint!("{}", String::from_utf8_lossy(&bytes));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_whatever_the_process_is_called() {
-        let stat = "77 (q) R (x) Z 1 77 77 0 -1 4194560 1 2 3 4 150 25 0 0 20 0 4 0 100";
-        let usage = parse_usage(stat).unwrap();
-        assert_eq!(usage, Usage { ended: true, cpu: Duration::from_millis(1750) });
-        assert!(!parse_usage(&stat.replace(" Z ", " S ")).unwrap().ended);
-        assert_eq!(parse_usage("77 (q) R 1 2"), None);
-        assert_eq!(parse_usage(""), None);
-    }
-
-    #[test]
-    fn this_process_has_not_ended() {
-        assert!(!usage(std::process::id()).unwrap().ended);
     }
 }

@@ -5,29 +5,24 @@
 //! once more, since the emulator now and then loses a timer; what a guest itself says has failed is not.
 
 mod capture;
+mod judge;
 mod level0;
 mod stories;
-mod verdict;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs,
-    num::NonZeroUsize,
-    panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, PoisonError},
-    thread::{self, ScopedJoinHandle},
-    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 
 use self::{
-    level0::{Boot, KERNEL_OPTIONS, Run},
+    judge::judge,
+    level0::{Boot, KERNEL_OPTIONS},
     stories::{Inner, KVM_MODULES, STORIES, Story},
-    verdict::Verdict,
 };
 use super::{
     Cache, PING_FUNCTIONS,
@@ -35,78 +30,39 @@ use super::{
     kernel::{Kernel, Series},
     programs::Program,
     qemu::Qemu,
+    telling::{Run, Telling, Titled, Told, summary},
     tools::{Fetched, Tool},
 };
 
 /// What scripts of L1, and of L2, have at hand.
 const HOST: &str = include_str!("scripts/host.sh");
 const GUEST: &str = include_str!("scripts/guest.sh");
-/// Runs of a story, if those before were cut short.
-const TRIES: u32 = 2;
-/// Lines of the serial line that are shown of a run that failed.
-const SHOWN: usize = 40;
-
 /// Which stories to tell.
 #[derive(Args)]
 pub(crate) struct KvmTests {
     /// The kernels of both guests, one run each.
     #[arg(long = "kernel", value_enum, default_values_t = [Series::default()], value_delimiter = ',')]
     kernels: Vec<Series>,
-    /// Only these stories.
-    #[arg(long, value_name = "STORY")]
-    only: Vec<String>,
-    /// Lists the stories.
-    #[arg(long)]
-    list: bool,
+    #[command(flatten)]
+    telling: Telling,
     /// Has the inner guest's kernel print all it has to say, which takes longer.
     #[arg(long)]
     loud: bool,
-    /// Keeps the serial lines of stories that passed, too.
-    #[arg(long)]
-    keep_logs: bool,
-    /// How many stories to tell at a time: each takes one processor.
-    #[arg(long, value_name = "NUMBER", default_value_t = NonZeroUsize::MIN)]
-    jobs: NonZeroUsize,
-}
-
-/// A line of the summary.
-struct Told {
-    story: &'static str,
-    kernel: String,
-    verdict: Verdict,
-    tries: u32,
-    run: Run,
 }
 
 impl Default for KvmTests {
     fn default() -> Self {
-        Self {
-            kernels: vec![Series::default()],
-            only: Vec::new(),
-            list: false,
-            loud: false,
-            keep_logs: false,
-            jobs: NonZeroUsize::MIN,
-        }
+        Self { kernels: vec![Series::default()], telling: Telling::default(), loud: false }
     }
 }
 
 /// Tells the stories and prints a summary; an error if one did not pass.
 pub(crate) fn run(tests: &KvmTests) -> Result<()> {
-    if tests.list {
-        for story in STORIES {
-            println!("{:12} {}", story.name, story.about);
-        }
+    if tests.telling.list {
+        Telling::print(STORIES);
         return Ok(());
     }
-    for name in &tests.only {
-        if !STORIES.iter().any(|story| story.name == name) {
-            bail!("there is no story {name:?}; --list names them");
-        }
-    }
-    let chosen =
-        |story: &&Story| tests.only.is_empty() || tests.only.iter().any(|name| name == story.name);
-    let stories: Vec<&Story> = STORIES.iter().filter(chosen).collect();
+    let stories = tests.telling.choose(STORIES)?;
     let mut programs = BTreeMap::new();
     for story in &stories {
         let program = story.inner.program();
@@ -117,8 +73,7 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
     let mut told = Vec::new();
     for series in &tests.kernels {
         let cache = Cache::open()?;
-        let logs = cache.folder.join("logs");
-        fs::create_dir_all(&logs)?;
+        let logs = cache.logs();
         let (qemu, kernel) = (Qemu::fetch(&cache)?, Kernel::fetch(&cache, *series)?);
         let vmlinux = kernel.vmlinux(&cache)?;
         let tools: BTreeSet<Tool> = stories.iter().flat_map(|story| story.all_tools()).collect();
@@ -137,9 +92,20 @@ pub(crate) fn run(tests: &KvmTests) -> Result<()> {
             logs: &logs,
             loud: tests.loud,
         };
-        told.extend(stage.tell_all(&stories, tests)?);
+        let tell = |story: &&Story| stage.tell(story, &tests.telling);
+        told.extend(tests.telling.tell_all(&stories, tell)?);
     }
     summary(&told)
+}
+
+impl Titled for Story {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
 }
 
 /// What the stories of one kernel share.
@@ -154,27 +120,8 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Tells these stories, some at a time, in whatever order they end.
-    fn tell_all(&self, stories: &[&Story], tests: &KvmTests) -> Result<Vec<Told>> {
-        let next = Mutex::new(stories.iter());
-        // The lock is not held while a story is told.
-        let next = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let tell =
-            || std::iter::from_fn(next).map(|story| self.tell(story, tests.keep_logs)).collect();
-        let told: Result<Vec<Vec<Told>>> = thread::scope(|scope| {
-            let tellers: Vec<_> = (0..tests.jobs.get()).map(|_| scope.spawn(tell)).collect();
-            let told = |teller: ScopedJoinHandle<'_, Result<Vec<Told>>>| {
-                teller.join().unwrap_or_else(|panic| resume_unwind(panic))
-            };
-            tellers.into_iter().map(told).collect()
-        });
-        let mut told: Vec<Told> = told?.into_iter().flatten().collect();
-        told.sort_by_key(|told| stories.iter().position(|story| story.name == told.story));
-        Ok(told)
-    }
-
     /// Tells one story, again if it was cut short.
-    fn tell(&self, story: &Story, keep_logs: bool) -> Result<Told> {
+    fn tell(&self, story: &Story, telling: &Telling) -> Result<Told> {
         let folder = tempfile::tempdir()?;
         let initramfs = folder.path().join("initramfs");
         let bytes = self.initramfs(story, folder.path());
@@ -186,33 +133,15 @@ impl Stage<'_> {
             memory: story.memory,
             cpu: story.cpu,
         };
-        let mut tries = 1;
-        loop {
-            let name = format!("kvm-{}-{}-{tries}", story.name, self.kernel.release());
-            let serial = self.logs.join(format!("{name}.log"));
-            let errors = folder.path().join("qemu.log");
-            let run = level0::run(&boot, &serial, &errors)?;
+        telling.tell(self.logs, ("kvm", story.name, self.kernel.release()), |logs| {
+            let serial = logs.join("serial.log");
+            let level0::Run { end, wall, cpu } =
+                level0::run(&boot, &serial, &logs.join("qemu.log"))?;
             // A serial line carries any byte.
             let said = String::from_utf8_lossy(&fs::read(&serial).unwrap_or_default()).into_owned();
-            let verdict = Verdict::of(&said, story.expected, run.end).unless((story.check)(&said));
-            println!("{}", line(story.name, &verdict, tries, run));
-            if verdict == Verdict::Passed {
-                if !keep_logs {
-                    fs::remove_file(&serial)?;
-                }
-            } else {
-                let lines: Vec<&str> = said.lines().collect();
-                let tail = lines.get(lines.len().saturating_sub(SHOWN)..).unwrap_or_default();
-                println!("{}\n{}", fs::read_to_string(&errors)?.trim(), tail.join("\n"));
-                println!("the whole serial line: {}", serial.display());
-            }
-            if matches!(verdict, Verdict::CutShort(_)) && tries < TRIES {
-                tries += 1;
-                continue;
-            }
-            let kernel = self.kernel.release().to_owned();
-            return Ok(Told { story: story.name, kernel, verdict, tries, run });
-        }
+            let verdict = judge(&said, story.expected, end).unless((story.check)(&said));
+            Ok(Run { verdict, wall, cpu })
+        })
     }
 
     /// L1's initramfs, with the program that has the partition, and with L2's kernel and initramfs if it is to boot one.
@@ -272,30 +201,4 @@ fn stripped(program: &Path, folder: &Path) -> Result<PathBuf> {
     let copy = folder.join(name);
     let done = Command::new("strip").arg("-o").arg(&copy).arg(program).status();
     Ok(if done.is_ok_and(|status| status.success()) { copy } else { program.to_path_buf() })
-}
-
-fn line(story: &str, verdict: &Verdict, tries: u32, run: Run) -> String {
-    let seconds = |duration: Duration| duration.as_secs_f64();
-    let verdict = match verdict {
-        Verdict::Passed => "passed".to_owned(),
-        Verdict::Failed(why) => format!("FAILED: {why}"),
-        Verdict::Missing(words) => format!("FAILED: nothing said {words:?}"),
-        Verdict::CutShort(how) => format!("CUT SHORT: {how}"),
-    };
-    let (wall, cpu) = (seconds(run.wall), seconds(run.cpu));
-    format!("{story:12} {wall:7.1} s {cpu:7.1} s CPU  try {tries}  {verdict}")
-}
-
-fn summary(told: &[Told]) -> Result<()> {
-    println!();
-    let mut failed = 0_usize;
-    for Told { story, kernel, verdict, tries, run } in told {
-        println!("{kernel:28} {}", line(story, verdict, *tries, *run));
-        failed += usize::from(*verdict != Verdict::Passed);
-    }
-    if failed > 0 {
-        bail!("{failed} of {} did not pass", told.len());
-    }
-    println!("{} passed", told.len());
-    Ok(())
 }

@@ -5,9 +5,11 @@ use std::net::Ipv4Addr;
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    linux_tests::{Clock, Hardware, Then, up},
-    stack::Stack,
+    guest::Hardware,
+    scene::Scene,
+    vf::{Then, up},
 };
+use crate::guests::stack::Stack;
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// What the item allows for unbinding, of which iavf itself waits half a second for what does not come.
@@ -18,17 +20,16 @@ const MILLISECONDS: u32 = 2000;
 /// The guest is idle meanwhile: QEMU 11.1.3 aborts when the adapter dies while a request of QEMU lies unread in its
 /// socket. The read of the answer then ends with ECONNRESET, and `vfio_user_recv_hdr` (hw/vfio-user/proxy.c) sets an
 /// error where one is set already.
-pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
-    let mut stack = Stack::start(4)?;
+pub(crate) fn run(scene: &Scene<'_>) -> Result<()> {
+    let mut stack = Stack::start_logging(scene.clearway, 4, &scene.logs)?;
     let vf = stack.attach("guest", "02:c1:ea:00:04:01", 1)?;
-    let clock = Clock::new();
     let script = script();
-    let mut guest = up(hardware, &vf.socket, GUEST, Then::Run(&script), &clock)?;
+    let mut guest = up(scene, Hardware::vf(&vf.socket), GUEST, Then::Run(&script))?;
     guest.expect("waits")?;
     stack.kill()?;
     guest.tell("gone")?;
     let milliseconds: u32 = guest.expect("unbound")?.parse().context("milliseconds")?;
-    clock.say(&format!(
+    scene.say(&format!(
         "the adapter was killed; by the guest's clock iavf was unbound in {milliseconds} ms"
     ));
     ensure!(milliseconds < MILLISECONDS, "that is too long");

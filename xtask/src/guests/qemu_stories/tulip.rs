@@ -5,10 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    PING_FUNCTIONS,
     emulated_adapter::{self, EmulatedAdapter},
-    linux_tests::{Clock, Hardware, Slot, booted},
+    guest::{Hardware, LinuxGuest, Slot},
+    scene::Scene,
 };
+use crate::guests::PING_FUNCTIONS;
 
 /// Bytes of data in a ping: from nearly none to all that a frame holds.
 const PING_SIZES: [u32; 5] = [1, 56, 600, 1400, 1472];
@@ -23,20 +24,23 @@ const PINGS: u32 = 20;
 
 /// Boots a guest whose own tulip drives an emulated adapter, has it ping the host behind that, take its driver out
 /// and in again, and ping once more.
-pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
+pub(crate) fn run(scene: &Scene<'_>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("emulated.sock");
     let adapter = EmulatedAdapter::serve(&socket)?;
-    let clock = Clock::new();
     let script = script();
-    let mut guest = booted(hardware, &socket, Slot::Conventional, "tulip", &script, &clock)?;
+    let (slot, modules): (_, &[&str]) = (Slot::Conventional, &["tulip"]);
+    let hardware = Hardware { slot, modules, ..Hardware::vf(&socket) };
+    let mut guest = LinuxGuest::boot(scene, hardware, &script)?;
+    guest.expect("booted")?;
+    scene.say("the guest has booted");
     let mut sum = GuestCounters::default();
     for round in ["loaded", "loaded again"] {
         let driver = guest.expect("driver")?;
         ensure!(driver == "tulip", "the interface's driver is {driver}");
         let mac = guest.expect("mac")?;
         ensure!(mac == emulated_adapter::MAC, "the guest says its address is {mac}");
-        clock.say(&format!("its tulip is {round}, MAC {mac}"));
+        scene.say(&format!("its tulip is {round}, MAC {mac}"));
         guest.expect("carrier")?;
         for size in PING_SIZES {
             guest.expect(&format!("pinged {size} bytes"))?;
@@ -45,7 +49,7 @@ pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
         let text = guest.expect("counters")?;
         let counted = GuestCounters::parse(&text)
             .with_context(|| format!("the guest's counters read {text:?}"))?;
-        clock.say(&format!(
+        scene.say(&format!(
             "its link is up; of {PINGS} pings with each of {PING_SIZES:?} bytes, and of those after its driver \
              has set the duplex, no answer was lost: {counted:?}"
         ));
@@ -56,7 +60,7 @@ pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
     guest.expect("end")?;
     drop(guest);
     let (counted, host) = adapter.end();
-    clock.say(&format!("the adapter counts {counted:?}, its host {host:?}"));
+    scene.say(&format!("the adapter counts {counted:?}, its host {host:?}"));
     ensure!(
         (sum.tx_packets, sum.rx_packets, sum.rx_bytes)
             == (counted.tx_frames, counted.rx_frames, counted.rx_bytes),

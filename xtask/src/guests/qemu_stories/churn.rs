@@ -5,10 +5,11 @@ use std::{fs, net::Ipv4Addr};
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    PING_FUNCTIONS,
-    linux_tests::{Clock, Hardware, Then, up},
-    stack::Stack,
+    guest::Hardware,
+    scene::Scene,
+    vf::{Then, up},
 };
+use crate::guests::stack::Stack;
 
 /// Rounds of each kind, if the time suffices.
 const ROUNDS: u32 = 100;
@@ -24,11 +25,10 @@ const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 /// Has the driver of a guest changed in every way while pings flow both ways.
-pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
-    let stack = Stack::start(4)?;
+pub(crate) fn run(scene: &Scene<'_>) -> Result<()> {
+    let stack = Stack::start_logging(scene.clearway, 4, &scene.logs)?;
     let vf = stack.attach("guest", "02:c1:ea:00:03:01", 4)?;
     let peer_vf = stack.attach("peer", "02:c1:ea:00:03:02", 1)?;
-    let clock = Clock::new();
     let program = stack.program().display();
     let traffic = format!(
         "while :; do {program} traffic ping {GUEST} --count 1000 --interval 2 || sleep 1; done \
@@ -36,19 +36,19 @@ pub(crate) fn run(hardware: Hardware<'_>) -> Result<()> {
     );
     let _peer = stack.run_vm_with("peer", &peer_vf, &format!("{PEER}/24"), &traffic)?;
     let script = script();
-    let mut guest = up(hardware, &vf.socket, GUEST, Then::Run(&script), &clock)?;
+    let mut guest = up(scene, Hardware::vf(&vf.socket), GUEST, Then::Run(&script))?;
     guest.expect("traffic")?;
     let before = (Resources::of(stack.process())?, stack.frames(&vf)?);
     for (kind, _) in KINDS {
         let rounds: u32 = guest.expect(kind)?.parse().context("a number of rounds")?;
-        clock.say(&format!("{rounds} of {ROUNDS} rounds under traffic: {}", meaning(kind)));
+        scene.say(&format!("{rounds} of {ROUNDS} rounds under traffic: {}", meaning(kind)));
         ensure!(rounds >= FEWEST, "too few for the time: is the machine overloaded?");
         guest.expect("log is clean")?;
     }
     guest.expect("pinged small")?;
     guest.expect("pinged large")?;
     let after = (Resources::of(stack.process())?, stack.frames(&vf)?);
-    clock.say(&format!(
+    scene.say(&format!(
         "after that no ping was lost; the adapter had {:?} and has {:?}, and counts {:?}",
         before.0, after.0, after.1
     ));
@@ -113,9 +113,7 @@ fn script() -> String {
     let [loads, ups, mtus, channels, rings] =
         KINDS.map(|(kind, seconds)| format!("rounds {kind} {seconds}"));
     format!(
-        r#"{PING_FUNCTIONS}
-fail() {{ dmesg; echo MARK failed "$@"; }}
-now() {{ read now rest < /proc/uptime; echo ${{now%.*}}; }}
+        r#"fail() {{ dmesg; echo MARK failed "$@"; }}
 passes() {{
 n=0; until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do n=$((n+1)); [ $n -gt 1000 ] && return 1; usleep 10000; done
 n=0; until ping -q -c 1 -W 1 {PEER} >/dev/null 2>&1; do n=$((n+1)); [ $n -gt 20 ] && return 1; usleep 20000; done
