@@ -7,6 +7,7 @@
 
 mod apt;
 mod avf;
+mod checksums;
 mod copy_device;
 mod cpio;
 mod elf;

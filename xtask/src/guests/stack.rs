@@ -19,7 +19,22 @@ pub(crate) struct Stack {
     adapter: Child,
     folder: TempDir,
     logs: PathBuf,
-    vfs: u16,
+    options: AdapterOptions,
+}
+
+/// What an adapter is to be.
+pub(crate) struct AdapterOptions {
+    /// What its log and its capture are called after.
+    pub(crate) name: &'static str,
+    pub(crate) vfs: u16,
+    /// Its uplink; without one a link that is up, with nobody at its other end, and a record of what leaves.
+    pub(crate) uplink: Option<String>,
+}
+
+impl Default for AdapterOptions {
+    fn default() -> Self {
+        Self { name: "adapter", vfs: 4, uplink: None }
+    }
 }
 
 /// A VF that was attached by the published sequence.
@@ -29,6 +44,8 @@ pub(crate) struct AttachedVf {
     pub(crate) socket: PathBuf,
     /// Its id.
     pub(crate) vf: u64,
+    /// The VPort that it is attached to.
+    vport: u64,
 }
 
 impl Stack {
@@ -36,17 +53,28 @@ impl Stack {
     pub(crate) fn start(vfs: u16) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let logs = folder.path().to_path_buf();
-        Self::start_in(folder, Program::Clearway.find()?, vfs, logs)
+        let adapter = AdapterOptions { vfs, ..AdapterOptions::default() };
+        Self::start_in(folder, Program::Clearway.find()?, adapter, logs)
     }
 
     /// The same, whose logs and capture go to the folder `logs`.
     pub(crate) fn start_logging(clearway: &Path, vfs: u16, logs: &Path) -> Result<Self> {
-        Self::start_in(tempfile::tempdir()?, clearway.to_path_buf(), vfs, logs.to_path_buf())
+        Self::start_as(clearway, AdapterOptions { vfs, ..AdapterOptions::default() }, logs)
     }
 
-    fn start_in(folder: TempDir, clearway: PathBuf, vfs: u16, logs: PathBuf) -> Result<Self> {
-        let adapter = adapter(&clearway, folder.path(), &logs, vfs)?;
-        let stack = Self { clearway, adapter, folder, logs, vfs };
+    /// The same with more to choose.
+    pub(crate) fn start_as(clearway: &Path, adapter: AdapterOptions, logs: &Path) -> Result<Self> {
+        Self::start_in(tempfile::tempdir()?, clearway.to_path_buf(), adapter, logs.to_path_buf())
+    }
+
+    fn start_in(
+        folder: TempDir,
+        clearway: PathBuf,
+        options: AdapterOptions,
+        logs: PathBuf,
+    ) -> Result<Self> {
+        let adapter = options.spawn(&clearway, folder.path(), &logs)?;
+        let stack = Self { clearway, adapter, folder, logs, options };
         stack.show()?;
         Ok(stack)
     }
@@ -60,7 +88,7 @@ impl Stack {
 
     /// Starts an adapter anew in the same folder.
     pub(crate) fn start_again(&mut self) -> Result<()> {
-        self.adapter = adapter(&self.clearway, self.folder.path(), &self.logs, self.vfs)?;
+        self.adapter = self.options.spawn(&self.clearway, self.folder.path(), &self.logs)?;
         self.show()?;
         Ok(())
     }
@@ -76,6 +104,10 @@ impl Stack {
     }
 
     fn nic(&self, arguments: &[&str]) -> Result<Value> {
+        Ok(serde_json::from_slice(&self.command(arguments)?)?)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Vec<u8>> {
         let output = Command::new(&self.clearway)
             .args(["nic", "--json", "--directory"])
             .arg(self.folder.path().join("nic"))
@@ -88,7 +120,7 @@ impl Stack {
             String::from_utf8_lossy(&output.stderr).trim(),
             self.log()
         );
-        Ok(serde_json::from_slice(&output.stdout)?)
+        Ok(output.stdout)
     }
 
     /// The adapter's state and counters.
@@ -98,26 +130,49 @@ impl Stack {
 
     /// Allocates a VF for a VM and attaches it to a VPort.
     pub(crate) fn attach(&self, vm: &str, mac: &str, queue_pairs: u16) -> Result<AttachedVf> {
-        let queue_pairs = queue_pairs.to_string();
-        let attach = ["attach-vf", "--vm", vm, "--mac", mac, "--queue-pairs", queue_pairs.as_str()];
-        let attached = self.nic(&attach)?;
+        self.attach_with(vm, mac, &["--queue-pairs", &queue_pairs.to_string()])
+    }
+
+    /// The same with these options.
+    pub(crate) fn attach_with(&self, vm: &str, mac: &str, options: &[&str]) -> Result<AttachedVf> {
+        let attached = self.nic(&[&["attach-vf", "--vm", vm, "--mac", mac], options].concat())?;
         let socket =
             attached.get("socket").and_then(Value::as_str).context("no socket was told")?;
-        let vf = attached.get("vf").and_then(Value::as_u64).context("no VF was told")?;
-        Ok(AttachedVf { socket: PathBuf::from(socket), vf })
+        let number = |name: &str| {
+            attached
+                .get(name)
+                .and_then(Value::as_u64)
+                .with_context(|| format!("no {name} was told"))
+        };
+        let (vf, vport) = (number("vf")?, number("vport")?);
+        Ok(AttachedVf { socket: PathBuf::from(socket), vf, vport })
+    }
+
+    /// Lets a VF's VPort do these things, and nothing else that it may not by itself.
+    pub(crate) fn allow(&self, vf: &AttachedVf, what: &[&str]) -> Result<()> {
+        let vport = vf.vport.to_string();
+        self.command(&[&["set-policy", "--vport", &vport], what].concat())?;
+        Ok(())
+    }
+
+    /// One of a VF's counters.
+    pub(crate) fn count(&self, vf: &AttachedVf, side: &str, name: &str) -> Result<u64> {
+        let count = self.stats(vf)?.get(side).and_then(|side| side.get(name)?.as_u64());
+        count.with_context(|| format!("the adapter does not count {name} of {side}"))
+    }
+
+    fn stats(&self, vf: &AttachedVf) -> Result<Value> {
+        let status = self.show()?;
+        let entry = status.get("vfs").and_then(Value::as_array).and_then(|vfs| {
+            vfs.iter().find(|entry| entry.get("vf").and_then(Value::as_u64) == Some(vf.vf))
+        });
+        let entry = entry.with_context(|| format!("the adapter does not show VF {}", vf.vf))?;
+        entry.get("stats").cloned().context("no counters are shown")
     }
 
     /// Frames that a VF's guest has received and sent, and those dropped on the way.
     pub(crate) fn frames(&self, vf: &AttachedVf) -> Result<Frames> {
-        let status = self.show()?;
-        let entry = status
-            .get("vfs")
-            .and_then(Value::as_array)
-            .and_then(|vfs| {
-                vfs.iter().find(|entry| entry.get("vf").and_then(Value::as_u64) == Some(vf.vf))
-            })
-            .with_context(|| format!("the adapter does not show VF {}", vf.vf))?;
-        let stats = entry.get("stats").context("no counters are shown")?;
+        let stats = self.stats(vf)?;
         let sum = |side: &str, names: &[&str]| -> u64 {
             names.iter().filter_map(|name| stats.get(side)?.get(*name)?.as_u64()).sum()
         };
@@ -164,7 +219,8 @@ impl Stack {
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.logs.join("adapter.log")).unwrap_or_default()
+        std::fs::read_to_string(self.logs.join(format!("{}.log", self.options.name)))
+            .unwrap_or_default()
     }
 }
 
@@ -188,22 +244,24 @@ impl Drop for UserVm {
     }
 }
 
-fn adapter(clearway: &Path, folder: &Path, logs: &Path, vfs: u16) -> Result<Child> {
-    let log = File::create(logs.join("adapter.log"))?;
-    Command::new(clearway)
-        .arg("adapter")
-        .arg("--directory")
-        .arg(folder.join("nic"))
-        .args(["--vfs", &vfs.to_string()])
-        // A link that is up, with nobody at its other end.
-        .arg("--uplink")
-        .arg(format!("pcap:,{}", logs.join("uplink.pcap").display()))
-        .env("CLEARWAY_LOG", "info")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .with_context(|| format!("starting {}", clearway.display()))
+impl AdapterOptions {
+    fn spawn(&self, clearway: &Path, folder: &Path, logs: &Path) -> Result<Child> {
+        let Self { name, vfs, uplink } = self;
+        let log = File::create(logs.join(format!("{name}.log")))?;
+        let recorded = || format!("pcap:,{}", logs.join(format!("{name}.pcap")).display());
+        Command::new(clearway)
+            .arg("adapter")
+            .arg("--directory")
+            .arg(folder.join("nic"))
+            .args(["--vfs", &vfs.to_string(), "--uplink"])
+            .arg(uplink.clone().unwrap_or_else(recorded))
+            .env("CLEARWAY_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", clearway.display()))
+    }
 }
 
 /// Counters of a VF.

@@ -9,6 +9,8 @@ use avf_protocol::MacAddress;
 use etherparse::{IcmpEchoHeader, Icmpv4Type, NetSlice, SlicedPacket, TransportSlice};
 use pcap_file::pcap::PcapReader;
 
+use crate::guests::checksums::is_sound;
+
 /// Where the guest sends to, and what it sends from.
 const PEER: MacAddress = MacAddress([0x02, 0, 0, 0, 0, 0x99]);
 const GUEST: MacAddress = MacAddress([0x00, 0x15, 0x5D, 0, 0, 1]);
@@ -114,25 +116,16 @@ fn seen(frame: &[u8]) -> Option<Seen> {
     let Some(NetSlice::Ipv4(ip)) = &packet.net else { return Some(other) };
     let header = ip.header().to_header();
     let payload = ip.payload().payload;
-    let (kind, transport) = match &packet.transport {
-        Some(TransportSlice::Icmpv4(icmp)) => {
-            let kind = match icmp.icmp_type() {
-                Icmpv4Type::EchoRequest(IcmpEchoHeader { .. }) => Kind::Ping(icmp.payload().len()),
-                _ => Kind::Other,
-            };
-            (kind, icmp.checksum() == icmp.header().icmp_type.calc_checksum(icmp.payload()))
-        }
-        Some(TransportSlice::Udp(udp)) => {
-            let right = udp.to_header().calc_checksum_ipv4(&header, udp.payload());
-            (Kind::Udp, right == Ok(udp.checksum()))
-        }
-        Some(TransportSlice::Tcp(tcp)) => {
-            let right = tcp.to_header().calc_checksum_ipv4(&header, tcp.payload());
-            (if tcp.syn() { Kind::TcpSyn } else { Kind::Other }, right == Ok(tcp.checksum()))
-        }
-        _ => (Kind::Other, true),
+    let kind = match &packet.transport {
+        Some(TransportSlice::Icmpv4(icmp)) => match icmp.icmp_type() {
+            Icmpv4Type::EchoRequest(IcmpEchoHeader { .. }) => Kind::Ping(icmp.payload().len()),
+            _ => Kind::Other,
+        },
+        Some(TransportSlice::Udp(_)) => Kind::Udp,
+        Some(TransportSlice::Tcp(tcp)) if tcp.syn() => Kind::TcpSyn,
+        _ => Kind::Other,
     };
-    let sound = transport && header.calc_header_checksum() == header.header_checksum;
+    let sound = is_sound(&packet);
     Some(Seen { kind, length: header.header_len() + payload.len(), sound, ..other })
 }
 

@@ -32,6 +32,7 @@ pub(crate) fn run(scene: &Scene<'_>) -> Result<()> {
     for _ in 0..resets {
         guest.ask("reset_one")?;
     }
+    // Linux takes bus mastering from a device before it resets it: each queue that runs is a fault to the adapter.
     let frames = stack.frames(&vf)?;
     scene.say(&format!(
         "its VF was reset {resets} times, and it pinged after each; the adapter counts {frames:?}"

@@ -364,7 +364,8 @@ impl Peer {
     }
 }
 
-fn md5(file: &Path) -> Result<String> {
+/// MD5 of a file.
+pub(crate) fn md5(file: &Path) -> Result<String> {
     let output = Command::new("md5sum").arg(file).output().context("starting md5sum")?;
     let text = String::from_utf8(output.stdout)?;
     Ok(text.split(' ').next().unwrap_or_default().to_owned())

@@ -8,16 +8,20 @@ mod churn;
 mod daemons;
 mod emulated_adapter;
 mod failover;
+mod features;
 mod flr;
 mod guest;
 mod kill;
 mod lab;
+mod offloads;
 mod pair;
 mod reboot;
 mod removal;
+mod rss;
 mod scene;
 mod tulip;
 mod vf;
+mod wire;
 
 use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf};
 
@@ -125,6 +129,25 @@ const STORIES: &[Story] = &[
         name: "churn",
         about: "a guest's iavf is loaded, unloaded and configured again and again under traffic",
         tell: churn::run,
+        ..BASE
+    },
+    Story {
+        name: "features",
+        about: "guests change MTU and MAC address of their VFs, use VLANs, join groups, ask for all frames",
+        tell: features::run,
+        ..BASE
+    },
+    Story {
+        name: "rss",
+        about: "a guest receives many flows by several queues of its VF, those that its table names",
+        tell: rss::run,
+        ..BASE
+    },
+    Story {
+        name: "offloads",
+        about: "TCP in large segments: what leaves by the physical port is whole, in frames of the MTU, with right checksums",
+        tools: &[Tool::Tcpdump],
+        tell: offloads::run,
         ..BASE
     },
     Story {

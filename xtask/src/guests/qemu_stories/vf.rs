@@ -22,7 +22,7 @@ pub(crate) enum Then<'a> {
 }
 
 /// What the guest does after its modules are loaded. Each step prints a mark.
-fn script(address: Ipv4Addr, then: Then<'_>) -> String {
+pub(crate) fn script(address: Ipv4Addr, then: Then<'_>) -> String {
     let then = match then {
         Then::End => String::new(),
         Then::Run(script) => script.to_owned(),
