@@ -168,6 +168,7 @@ impl Adapter {
             policy: FunctionPolicy {
                 mac: config.mac,
                 allow_spoofing: true,
+                allow_promiscuous: false,
                 queue_pairs: config.default_vport_queue_pairs,
             },
             drivers: Arc::clone(&drivers),
@@ -281,7 +282,7 @@ impl Adapter {
             slot: FunctionSlot::vf(vf),
             data_path: self.data_path().clone(),
             link: Arc::clone(&self.link),
-            policy: FunctionPolicy { mac, allow_spoofing, queue_pairs },
+            policy: FunctionPolicy { mac, allow_spoofing, allow_promiscuous: false, queue_pairs },
             drivers: Arc::clone(&self.drivers),
             vf: Some(vf),
         };
@@ -460,12 +461,13 @@ impl Adapter {
         self.data_path()
             .run(move |data_path| data_path.switch().set_policy(vport, for_switch))??;
         place.policy = policy;
-        let (function, allow_spoofing) = (place.function, place.policy.allow_spoofing);
+        let VPortPolicy { allow_spoofing, allow_promiscuous, .. } = place.policy;
+        let function = place.function;
         if let FunctionId::Vf(id) = function
             && let Some(vf) = state.vfs.get(&id)
         {
             let mut function = lock(&vf.served.function);
-            let policy = FunctionPolicy { allow_spoofing, ..function.policy() };
+            let policy = FunctionPolicy { allow_spoofing, allow_promiscuous, ..function.policy() };
             function.set_policy(policy);
         }
         Ok(())

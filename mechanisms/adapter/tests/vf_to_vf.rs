@@ -2,8 +2,10 @@
 
 mod common;
 
+use avf_driver::Promiscuity;
 use common::{Bench, frame, mac};
-use ndis_protocol::FunctionId;
+use ndis_protocol::{FunctionId, VPortId};
+use nic_switch::VPortPolicy;
 
 #[test]
 fn a_frame_goes_from_one_vf_to_the_other_and_every_counter_agrees() {
@@ -45,6 +47,33 @@ fn broadcast_reaches_every_other_vf_and_spoofed_frames_nobody() {
     assert_eq!(two.receive(), honest);
     let transmit = bench.adapter.stats(FunctionId::Vf(common::vf(0))).unwrap().transmit;
     assert_eq!((transmit.spoofed, transmit.unicast, transmit.broadcast), (1, 1, 1));
+}
+
+#[test]
+fn a_promiscuous_vf_gets_frames_for_others_only_while_its_policy_allows_it() {
+    let bench = Bench::new(3);
+    let (mut one, mut two, mut three) = (bench.open(0), bench.open(1), bench.open(2));
+    three.control.set_promiscuity(Promiscuity { unicast: true, multicast: true }).unwrap();
+    let others = frame(mac(1), mac(0), &[1; 60]);
+    let mut check = |seen: bool, content: u8| {
+        one.send(&others);
+        assert_eq!(two.receive(), others);
+        if seen {
+            assert_eq!(three.receive(), others);
+        }
+        // What comes to all shows that nothing else came before it.
+        let all = frame([0xFF; 6], mac(0), &[content; 60]);
+        one.send(&all);
+        assert_eq!(two.receive(), all);
+        assert_eq!(three.receive(), all);
+    };
+    check(false, 2);
+    let vport = VPortId::new(3).unwrap();
+    let policy = VPortPolicy { allow_promiscuous: true, ..VPortPolicy::default() };
+    bench.adapter.set_vport_policy(vport, policy).unwrap();
+    check(true, 3);
+    bench.adapter.set_vport_policy(vport, VPortPolicy::default()).unwrap();
+    check(false, 4);
 }
 
 #[test]

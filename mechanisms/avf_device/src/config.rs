@@ -98,6 +98,8 @@ pub struct AdminSettings {
     pub pinned_mac: Option<MacAddress>,
     /// The VF may be promiscuous and use any address.
     pub trusted: bool,
+    /// The VF may be promiscuous, also if it is not trusted.
+    pub allow_promiscuous: bool,
 }
 
 /// A function that cannot be made.

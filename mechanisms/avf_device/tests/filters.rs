@@ -220,13 +220,18 @@ fn tags_stay_in_the_frames_of_drivers_without_vlan_offload() {
 }
 
 #[test]
-fn an_untrusted_vf_is_told_yes_and_is_not_promiscuous_until_it_is_trusted() {
+fn a_vf_is_told_yes_and_is_not_promiscuous_until_it_is_trusted_or_may_be() {
     let mut g = Guest::ready();
     let flags = promiscuous::UNICAST | promiscuous::MULTICAST;
     g.must(Request::ConfigPromiscuousMode { vsi_id: VSI, flags });
     assert!(g.host.take_calls().is_empty());
     let trusted = AdminSettings { trusted: true, ..AdminSettings::default() };
     g.device.set_admin(trusted, g.now, &mut g.host);
+    assert!(g.host.applied().promiscuous_unicast && g.host.applied().promiscuous_multicast);
+    g.device.set_admin(AdminSettings::default(), g.now, &mut g.host);
+    assert!(!g.host.applied().promiscuous_unicast && !g.host.applied().promiscuous_multicast);
+    let allowed = AdminSettings { allow_promiscuous: true, ..AdminSettings::default() };
+    g.device.set_admin(allowed, g.now, &mut g.host);
     assert!(g.host.applied().promiscuous_unicast && g.host.applied().promiscuous_multicast);
     g.must(Request::ConfigPromiscuousMode { vsi_id: VSI, flags: promiscuous::MULTICAST });
     assert!(!g.host.applied().promiscuous_unicast && g.host.applied().promiscuous_multicast);

@@ -301,7 +301,7 @@ fn a_pinned_mac_reaches_the_vf_by_a_reset_and_no_other_is_accepted() {
     let mut g = Guest::ready();
     let extra = [EthAddr::new(THIRD_MAC, MacFilterKind::Extra)];
     g.must(Request::AddEthAddr { vsi_id: VSI, list: &extra });
-    let admin = AdminSettings { pinned_mac: Some(OTHER_MAC), trusted: false };
+    let admin = AdminSettings { pinned_mac: Some(OTHER_MAC), ..AdminSettings::default() };
     g.device.set_admin(admin, g.now, &mut g.host);
     assert_eq!(g.receive().unwrap().event(), Event::ResetImpending.to_message(true));
     g.start_mailbox(Order::LengthFirst);

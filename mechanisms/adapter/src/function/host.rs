@@ -49,6 +49,8 @@ pub(crate) struct FunctionPolicy {
     pub(crate) mac: ndis_protocol::MacAddress,
     /// The guest may use other addresses too.
     pub(crate) allow_spoofing: bool,
+    /// The guest may see frames that are not for it.
+    pub(crate) allow_promiscuous: bool,
     /// Queue pairs of its VPort.
     pub(crate) queue_pairs: u16,
 }

@@ -8,7 +8,7 @@ mod host;
 
 use std::sync::Arc;
 
-use avf_device::{AvfDevice, InterruptVectors, ResetKind as AvfReset, VfConfig};
+use avf_device::{AdminSettings, AvfDevice, InterruptVectors, ResetKind as AvfReset, VfConfig};
 use avf_protocol::registers::{RX_DOORBELL_PAGE, TX_DOORBELL_PAGE};
 use ndis_protocol::MacAddress;
 use pci_function::{Effect, PciFunction, ResetKind};
@@ -137,6 +137,11 @@ impl AvfFunction {
     /// Changes what the administrator allows.
     pub(crate) fn set_policy(&mut self, policy: FunctionPolicy) {
         self.host.policy = policy;
+        let admin = AdminSettings {
+            allow_promiscuous: policy.allow_promiscuous,
+            ..AdminSettings::default()
+        };
+        self.device.set_admin(admin, now_ns(), &mut self.host);
     }
 
     /// What the administrator allows.

@@ -247,7 +247,7 @@ impl AvfDevice {
         }
     }
 
-    /// An untrusted VF is told that it may, and may not.
+    /// A VF that may not be promiscuous is told that it is all the same.
     fn config_promiscuous(&mut self, vsi_id: u16, flags: u16) -> Result<Reply, Status> {
         self.check_vsi(vsi_id)?;
         self.vf.promiscuous = flags;
@@ -256,7 +256,8 @@ impl AvfDevice {
     }
 
     pub(crate) fn apply_promiscuous(&mut self) {
-        let flags = if self.admin.trusted { self.vf.promiscuous } else { 0 };
+        let may = self.admin.trusted || self.admin.allow_promiscuous;
+        let flags = if may { self.vf.promiscuous } else { 0 };
         self.settings.promiscuous_unicast = flags & promiscuous::UNICAST != 0;
         self.settings.promiscuous_multicast = flags & promiscuous::MULTICAST != 0;
     }
