@@ -199,7 +199,7 @@ impl Stack {
     ) -> Result<UserVm> {
         let log = self.logs.join(format!("{name}.log"));
         let mut child = Command::new(&self.clearway)
-            .args(["vm", "run", name, "--ip", address, "--vf-socket"])
+            .args(["--die-with-parent", "vm", "run", name, "--ip", address, "--vf-socket"])
             .arg(&vf.socket)
             .args(["--", "sh", "-c", &format!("echo up; {script}")])
             // Its control socket is nobody else's business.
@@ -250,8 +250,7 @@ impl AdapterOptions {
         let log = File::create(logs.join(format!("{name}.log")))?;
         let recorded = || format!("pcap:,{}", logs.join(format!("{name}.pcap")).display());
         Command::new(clearway)
-            .arg("adapter")
-            .arg("--directory")
+            .args(["--die-with-parent", "adapter", "--directory"])
             .arg(folder.join("nic"))
             .args(["--vfs", &vfs.to_string(), "--uplink"])
             .arg(uplink.clone().unwrap_or_else(recorded))

@@ -75,11 +75,11 @@ impl<'a> Scene<'a> {
         self.logs.join(format!("{name}.log"))
     }
 
-    /// A command that runs `clearway`, which tells in its log what it does.
+    /// A command that runs `clearway`, which tells in its log what it does, and ends with whoever starts it.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(self.clearway);
         // Whoever looks at the state again and again is a client each time.
-        command.env("CLEARWAY_LOG", "info,device_control::server=warn");
+        command.env("CLEARWAY_LOG", "info,device_control::server=warn").arg("--die-with-parent");
         command
     }
 
