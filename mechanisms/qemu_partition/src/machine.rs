@@ -91,7 +91,7 @@ pub(crate) struct Nic {
     pub(crate) failover: bool,
 }
 
-/// What a QEMU said that does not change.
+/// What a QEMU said of itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) version: String,
@@ -103,6 +103,13 @@ impl Machine {
     pub(crate) fn survey(qmp: &mut Qmp) -> Result<Self, MachineError> {
         let version = check_version(qmp)?;
         check_memory(qmp)?;
+        let mut machine = Self { version, nics: Vec::new() };
+        machine.look_for_nics(qmp)?;
+        Ok(machine)
+    }
+
+    /// Asks for the guest's NICs: some may have come since.
+    pub(crate) fn look_for_nics(&mut self, qmp: &mut Qmp) -> Result<(), QmpError> {
         let mut nics = Vec::new();
         for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
             for id in children(qmp, folder, |kind| kind.starts_with("virtio-net-pci"))? {
@@ -114,7 +121,8 @@ impl Machine {
                 nics.push(Nic { id, mac, failover });
             }
         }
-        Ok(Self { version, nics })
+        self.nics = nics;
+        Ok(())
     }
 
     /// The NIC with an address, with which a VF can be joined.

@@ -56,6 +56,22 @@ fn a_vf_that_the_machine_has_no_place_for_is_refused_with_the_option_to_add() {
 }
 
 #[test]
+fn a_nic_that_is_plugged_later_is_found_when_its_vf_is_offered_again() {
+    let nic = Nic::start(1);
+    let mut vm = Vm::start(Machine { nics: Vec::new(), ..Machine::default() });
+    vm.client.ask(PrivateControl::SetAdapter, &adapter(0, MAC)).unwrap();
+    let vf = nic.allocate();
+    vm.client.offer(&nic.offer(0, 1, vf));
+    let cause = vm.client.expect_failure(1);
+    assert!(cause.contains(MAC), "{cause}");
+    vm.qemu.machine().nics.push(("net0", MAC, true));
+    vm.client.offer(&nic.offer(0, 2, vf));
+    vm.qemu.expect("device_add");
+    vm.client.expect_device(2, DeviceState::Offered);
+    assert_eq!(vm.client.status().adapters.first().unwrap().last_error, None);
+}
+
+#[test]
 fn a_vf_that_is_not_there_is_refused_and_another_can_be_offered() {
     let nic = Nic::start(1);
     let mut vm = Vm::with_adapter(Machine::default());

@@ -160,6 +160,9 @@ impl Adapter {
             leaving: false,
             ejected: false,
         });
+        if cx.machine.nic(self.mac).is_err() {
+            cx.look_for_nics();
+        }
         if let Err(error) = cx.machine.nic(self.mac) {
             self.fail(NtStatus::NOT_SUPPORTED, error.to_string(), cx);
         } else if !self.place.is_free() {

@@ -78,6 +78,13 @@ impl Cx {
     fn now(&self) -> Duration {
         self.start.elapsed()
     }
+
+    /// Asks QEMU for its NICs again, since one is not known: it may have been plugged since.
+    fn look_for_nics(&mut self) {
+        if let Err(error) = self.machine.look_for_nics(&mut self.qmp) {
+            tracing::debug!(%error, "QEMU does not say which NICs there are");
+        }
+    }
 }
 
 /// The worker.
@@ -222,6 +229,9 @@ impl Worker {
         }
         let Self { cx, adapters, .. } = self;
         for id in negotiated {
+            if !cx.machine.nics.iter().any(|nic| nic.id == id) {
+                cx.look_for_nics();
+            }
             for adapter in adapters.values_mut() {
                 adapter.failover_negotiated(&id, cx);
             }
