@@ -85,13 +85,8 @@ fn guest(path: &mut DataPath, number: u16) -> Guest {
         rx.store(index, 0, RX_BUFFERS + u64::from(index) * 2048, Ordering::Relaxed);
     }
     let tx = DescriptorRing::new(&memory, TX_RING, LENGTH).expect("inside memory");
-    let tx_config = TxQueueConfig {
-        ring: DmaAddress(TX_RING as u64),
-        length: LENGTH,
-        vector: None,
-        itr: 1,
-        insert_tags: true,
-    };
+    let tx_config =
+        TxQueueConfig { ring: DmaAddress(TX_RING as u64), length: LENGTH, vector: None, itr: 1, insert_tags: true };
     let rx_config = RxQueueConfig {
         ring: DmaAddress(RX_RING as u64),
         length: LENGTH,
