@@ -28,7 +28,7 @@ pub(crate) fn run(scene: &Scene<'_>) -> Result<()> {
     );
     let _peer = stack.run_vm_with("peer", &peer_vf, &format!("{PEER}/24"), &flows)?;
     let script = format!("{}obey\n", include_str!("scripts/rss.guest.sh"));
-    let hardware = Hardware { processors: 2, ..Hardware::vf(&vf.socket) };
+    let hardware = Hardware { processors: 4, ..Hardware::vf(&vf.socket) };
     let mut guest = up(scene, hardware, GUEST, Then::Run(&script))?;
     guest.expect("obeys")?;
     guest.ask(&format!("queues {QUEUES}"))?;
