@@ -110,8 +110,8 @@ impl Titled for Story {
 
 /// Kernels of guests with a VF alone.
 const ANY: &[Series] = &[Series::V6_12, Series::V6_1, Series::V7_2];
-/// Those whose iavf can be reset under traffic. What that of 6.1 sends while it takes its VF up again stays in its ring, and
-/// with it all that comes after.
+/// Those whose iavf can be reset under traffic. That of 6.1 sends before it has enabled its queues again: a TX tail of that
+/// time is forgotten (SPECIFICATION.md, item 39), and what was sent stays in its ring, and all that comes after with it.
 const RESETTING: &[Series] = &[Series::V6_12, Series::V7_2];
 /// The only one that Debian has whose iavf can be joined: that of 6.1 to 6.15 hangs when net_failover opens it.
 const JOINABLE: &[Series] = &[Series::V7_2];
