@@ -7,6 +7,8 @@ set -euo pipefail
 : "${FORWARDER_CPU:=0}" "${CLIENT_CPU:=1}"
 : "${BUILD:=${TMPDIR:-/tmp}/clearway-peers}"
 : "${VIRTIO_CLIENT:=$BUILD/virtio_client}"
+# How the clients' rings are: those by which the peers are fastest.
+: "${VIRTIO_DEVICE:=packed_vq=1,vectorized=1,in_order=1,mrg_rxbuf=0}"
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 what=${1:-rate} size=${2:-64} seconds=${3:-2}
@@ -61,7 +63,7 @@ fi
 
 # run_client SOCKET_A SOCKET_B: both ends of the traffic, on the client's CPU.
 run_client() {
-    local device="packed_vq=1,vectorized=1,in_order=1,mrg_rxbuf=0,queue_size=$RING"
+    local device="$VIRTIO_DEVICE,queue_size=$RING"
     taskset -c "$CLIENT_CPU" timeout "$((${seconds%.*} + 30))" "$VIRTIO_CLIENT" \
         --lcores "0@$CLIENT_CPU" --no-pci --in-memory --single-file-segments -m 256 \
         --force-max-simd-bitwidth=512 --file-prefix="client$$" --log-level=error \

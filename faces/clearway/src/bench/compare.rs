@@ -51,6 +51,7 @@ impl Plan {
         }
         if self.peers.is_some() {
             subjects.push(Subject::Testpmd);
+            subjects.push(Subject::VhostUser);
             if !self.adapters_only {
                 subjects.push(Subject::Ovs);
             }
@@ -226,7 +227,7 @@ fn rate(plan: &Plan, peers: Option<&Peers>, subject: Subject, size: u16) -> anyh
         }
         (Subject::Synthetic, _) => synthetic::rate(size, plan.duration, plan.cores),
         (Subject::Emulated, _) => emulated::rate(size, plan.duration, plan.cores),
-        (Subject::Testpmd | Subject::Ovs, Some(peers)) => {
+        (Subject::Testpmd | Subject::Ovs | Subject::VhostUser, Some(peers)) => {
             peers.rate(subject, size, plan.duration.as_secs_f64())
         }
         _ => copy_limit::measure(
@@ -248,7 +249,7 @@ fn round_trip(
         (Subject::Clearway, _) => Some(forward::round_trips(64, duration, plan.cores)),
         (Subject::Synthetic, _) => Some(synthetic::round_trips(64, duration, plan.cores)),
         (Subject::Emulated, _) => Some(emulated::round_trips(64, duration, plan.cores)),
-        (Subject::Testpmd | Subject::Ovs, Some(peers)) => {
+        (Subject::Testpmd | Subject::Ovs | Subject::VhostUser, Some(peers)) => {
             Some(peers.round_trips(subject, 64, duration.as_secs_f64()))
         }
         (Subject::PingPong, _) => Some(ping_pong::measure(duration, plan.cores)),

@@ -32,6 +32,7 @@ mod scale;
 mod synthetic;
 mod table;
 mod traffic;
+mod vhost_user;
 
 use cores::Cores;
 

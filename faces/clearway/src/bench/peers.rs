@@ -1,8 +1,8 @@
 //! What Clearway is measured against, and the scripts that run it.
 //!
 //! A peer is an executable in the peers' folder (`bench/peers`), called as `NAME rate SIZE SECONDS` or
-//! `NAME round-trip SIZE SECONDS`, with `FORWARDER_CPU` and `CLIENT_CPU` in its environment. It starts the
-//! peer on the first CPU and its clients on the second, prints one line of JSON (a [`Rate`] or a
+//! `NAME round-trip SIZE SECONDS`, with `FORWARDER_CPU` and `CLIENT_CPU` in its environment, and this program as
+//! `CLEARWAY`, which is the peer of its own vhost-user ports. It starts the peer on the first CPU and its clients on the second, prints one line of JSON (a [`Rate`] or a
 //! [`RoundTrip`]) as its last line, and leaves nothing behind.
 
 use std::{
@@ -31,6 +31,8 @@ pub(crate) enum Subject {
     Synthetic,
     /// The virtual switch, emulated adapter to emulated adapter.
     Emulated,
+    /// The virtual switch, between the same clients as the peers have.
+    VhostUser,
     /// `dpdk-testpmd` between two vhost ports.
     Testpmd,
     /// OVS-DPDK between two vhost ports.
@@ -50,6 +52,7 @@ impl Subject {
             Self::Clearway => "Clearway",
             Self::Synthetic => "synthetic",
             Self::Emulated => "emulated",
+            Self::VhostUser => "vhost-user",
             Self::Testpmd => "testpmd",
             Self::Ovs => "OVS-DPDK",
             Self::CopyLimit => "copy limit",
@@ -61,6 +64,7 @@ impl Subject {
     /// The peer's script.
     fn script(self) -> Option<&'static str> {
         match self {
+            Self::VhostUser => Some("vhost"),
             Self::Testpmd => Some("testpmd"),
             Self::Ovs => Some("ovs"),
             Self::Clearway
@@ -119,12 +123,14 @@ fn run_script<T: DeserializeOwned>(
 ) -> anyhow::Result<T> {
     // A peer that hangs is ended with all it started: `timeout` makes it a process group of its own.
     let limit = seconds + PATIENCE_SECONDS;
+    let program = std::env::current_exe().context("the path of this program")?;
     let output = Command::new("timeout")
         .args(["--kill-after=20", &limit.to_string()])
         .arg(path)
         .args([what, &size.to_string(), &seconds.to_string()])
         .env("FORWARDER_CPU", cores.forwarder.to_string())
         .env("CLIENT_CPU", cores.client.to_string())
+        .env("CLEARWAY", program)
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("{} cannot be started", path.display()))?;

@@ -287,6 +287,7 @@ impl Display for Results {
             self.ratios(f)?;
             self.round_trips(f)?;
         }
+        self.vhost_user(f)?;
         self.kinds(f)?;
         self.scales(f)?;
         self.rest(f)
