@@ -49,10 +49,6 @@ pub(crate) trait Titled {
     fn name(&self) -> &'static str;
     /// What it shows, in one line.
     fn about(&self) -> &'static str;
-    /// Whether it takes so long that it is told only if it is named.
-    fn only_by_name(&self) -> bool {
-        false
-    }
 }
 
 /// One run of a story.
@@ -84,8 +80,7 @@ impl Telling {
     /// Prints the stories, one a line.
     pub(crate) fn print(stories: &[impl Titled]) {
         for story in stories {
-            let by_name = if story.only_by_name() { " (only by name)" } else { "" };
-            println!("{:16} {}{by_name}", story.name(), story.about());
+            println!("{:16} {}", story.name(), story.about());
         }
     }
 
@@ -96,10 +91,8 @@ impl Telling {
                 bail!("there is no story {name:?}; --list names them");
             }
         }
-        let chosen = |story: &&S| match self.only.as_slice() {
-            [] => !story.only_by_name(),
-            only => only.iter().any(|name| name == story.name()),
-        };
+        let chosen =
+            |story: &&S| self.only.is_empty() || self.only.iter().any(|name| name == story.name());
         Ok(stories.iter().filter(chosen).collect())
     }
 
@@ -198,7 +191,7 @@ pub(crate) fn summary(told: &[Told]) -> Result<()> {
 mod tests {
     use super::*;
 
-    struct Story(&'static str, bool);
+    struct Story(&'static str);
 
     impl Titled for Story {
         fn name(&self) -> &'static str {
@@ -208,26 +201,22 @@ mod tests {
         fn about(&self) -> &'static str {
             "something"
         }
-
-        fn only_by_name(&self) -> bool {
-            self.1
-        }
     }
 
-    const STORIES: [Story; 3] = [Story("short", false), Story("long", true), Story("other", false)];
+    const STORIES: [Story; 3] = [Story("short"), Story("long"), Story("other")];
 
     fn run(verdict: Verdict) -> Run {
         Run { verdict, wall: Duration::from_secs(2), cpu: Duration::from_secs(1) }
     }
 
     #[test]
-    fn what_is_named_is_told_and_else_what_does_not_take_long() {
+    fn what_is_named_is_told_and_else_all() {
         let chosen = |only: &[&str]| -> Result<Vec<&str>> {
             let only = only.iter().map(|name| (*name).to_owned()).collect();
             let chosen = Telling { only, ..Telling::default() }.choose(&STORIES)?;
             Ok(chosen.into_iter().map(Titled::name).collect())
         };
-        assert_eq!(chosen(&[]).unwrap(), ["short", "other"]);
+        assert_eq!(chosen(&[]).unwrap(), ["short", "long", "other"]);
         assert_eq!(chosen(&["long", "short"]).unwrap(), ["short", "long"]);
         assert!(chosen(&["short", "none"]).unwrap_err().to_string().contains("\"none\""));
     }
