@@ -2,8 +2,12 @@
 
 use std::{
     ffi::OsString,
+    io::ErrorKind,
     mem::MaybeUninit,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
     str::FromStr,
@@ -26,6 +30,8 @@ use crate::signals::SignalQueue;
 
 /// How long QEMU may take to make its QMP socket, and to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it takes from making a socket to listening on it, more or less.
+const LISTENS: Duration = Duration::from_millis(1);
 
 /// Give the guest of a QEMU VFs beside its virtio-nets, and take them away, as `clearway stack` says.
 ///
@@ -205,13 +211,17 @@ impl Qemu {
         let process = process.inspect_err(|_| drop(child.kill().and_then(|()| child.wait())))?;
         let mut this = Self { child, process, qmp };
         let deadline = Instant::now() + PATIENCE;
-        while !this.qmp.exists() {
+        while let Err(error) = UnixStream::connect(&this.qmp) {
             if let Some(status) = this.child.try_wait()? {
                 bail!("QEMU did not start: {status}; what it said is above");
             }
-            if !wait_for(&[&made, &this.process], deadline)? {
+            if Instant::now() > deadline {
                 bail!("QEMU has not made its QMP socket {} in time", this.qmp.display());
             }
+            // A socket is there a moment before anybody listens on it, and nothing tells of that.
+            let bound = error.kind() == ErrorKind::ConnectionRefused;
+            let until = if bound { deadline.min(Instant::now() + LISTENS) } else { deadline };
+            wait_for(&[&made, &this.process], until)?;
             let mut room = [MaybeUninit::uninit(); 1024];
             let mut news = inotify::Reader::new(&made, &mut room);
             // What is there is looked for above.
