@@ -222,6 +222,7 @@ pub(crate) fn run(tests: &QemuTests) -> Result<()> {
         Telling::print(STORIES);
         return Ok(());
     }
+    let chosen = telling.choose(STORIES)?;
     let wishes = Wishes { iommu: *iommu, rounds: *rounds };
     let cache = Cache::open()?;
     let logs = cache.logs();
@@ -238,7 +239,6 @@ pub(crate) fn run(tests: &QemuTests) -> Result<()> {
         });
         return summary(&[told?]);
     }
-    let chosen = telling.choose(STORIES)?;
     let mut parts = Vec::new();
     for story in &chosen {
         let series: Vec<Series> = match kernels.as_slice() {
