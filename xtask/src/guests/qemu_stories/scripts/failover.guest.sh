@@ -16,8 +16,11 @@ until_it_is /sys/class/net/eth2/carrier 1
 echo MARK VF $(basename $(readlink /sys/class/net/eth2/device/driver))
 before=$(cat /sys/class/net/eth2/statistics/tx_packets)
 none_lost -c 5 10.77.0.2 || echo MARK failed pings on the VF
-sent=$(($(cat /sys/class/net/eth2/statistics/tx_packets) - before))
-[ $sent -ge 5 ] && echo MARK pinged VF || echo MARK failed the VF has sent $sent of 5 pings
+# iavf counts every now and then.
+sent() { echo $(($(cat /sys/class/net/eth2/statistics/tx_packets) - before)); }
+n=0
+until [ $(sent) -ge 5 ] || [ $n -gt 60 ]; do n=$((n + 1)); sleep 1; done
+[ $(sent) -ge 5 ] && echo MARK pinged VF || echo MARK failed the VF has sent $(sent) of 5 pings
 # Linux uses a VF as soon as it has a carrier, and gives it its queueing discipline a moment later: what it sends meanwhile
 # its own kernel drops, by this function, and no host ever sees it.
 mount -t tracefs tracefs /sys/kernel/tracing
