@@ -18,6 +18,8 @@ use crate::event::{Peer, ProcessEvent};
 
 /// How long NICs wait at most.
 const LONGEST: Duration = Duration::from_secs(5);
+/// And for a guest that gives its VF up by the button of its slot, which it takes 5 s to follow.
+const LONGEST_BY_BUTTON: Duration = Duration::from_secs(15);
 
 /// What is known of the life before.
 #[derive(Debug)]
@@ -98,6 +100,7 @@ impl Runtime {
     ) -> bool {
         let key = (vm, (adapter, serial));
         let Some(greeting) = self.greeting.as_mut() else { return false };
+        let ejecting = greeting.stale.get(&key) == Some(&Step::Ejecting);
         match state {
             DeviceState::Removed | DeviceState::OfferFailed { .. } => {
                 greeting.stale.remove(&key);
@@ -105,6 +108,13 @@ impl Runtime {
             DeviceState::EjectComplete => {
                 greeting.stale.insert(key, Step::Removing);
                 self.remove_stale(vm, adapter, serial, false);
+            }
+            // No NIC is connected that could be asked for its filters first.
+            DeviceState::DeviceStarted if ejecting => {
+                let found = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == adapter);
+                if let Some(id) = found.filter(|(_, a)| a.is_virtio_net()).map(|(id, _)| *id) {
+                    self.let_leave(id);
+                }
             }
             _ => {
                 greeting.stale.entry(key).or_insert(Step::Found);
@@ -165,8 +175,13 @@ impl Runtime {
                 Step::Ejecting
             }
         };
+        let adapter = adapter.and_then(|(id, _)| self.adapters.get(&id));
+        let by_button = adapter.is_some_and(super::Adapter::is_virtio_net);
         if let Some(greeting) = &mut self.greeting {
             greeting.stale.insert((vm, key), next);
+            if by_button && step != next {
+                greeting.until = greeting.until.max(Instant::now() + LONGEST_BY_BUTTON);
+            }
         }
     }
 

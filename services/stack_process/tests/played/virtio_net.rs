@@ -302,6 +302,26 @@ fn a_stack_that_is_started_anew_has_the_guest_s_vf_given_back_first() {
 }
 
 #[test]
+fn a_stack_that_is_started_anew_lets_a_guest_leave_its_vf_whose_filters_it_cannot_move() {
+    let (mut world, _server) = up("");
+    until_active(&world);
+    drop(world.stack.take());
+    world.guests.lock().told.clear();
+    world.guests.manners(Manners { uses_vf: true, willing: false });
+    world.start_stack();
+    let has_told =
+        |line: &str| world.guests.until(line, |state| state.told.iter().any(|it| it == line));
+    has_told("qemu EjectVf 0");
+    world.guests.devices("qemu", &DeviceState::DeviceStarted);
+    has_told("qemu LetLeave 0");
+    for vm in ["qemu", "web"] {
+        world.guests.devices(vm, &DeviceState::EjectComplete);
+    }
+    has_told("qemu RemoveVf 0");
+    until_active(&world);
+}
+
+#[test]
 fn an_adapter_that_is_added_finds_its_guest_s_driver_up() {
     let (world, _server) = up("");
     until_active(&world);
