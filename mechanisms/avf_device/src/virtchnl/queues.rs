@@ -207,8 +207,9 @@ impl AvfDevice {
         DONE
     }
 
-    /// Starts queues that do not run yet, all or none. A TX tail that a driver left from before is
-    /// forgotten; an RX tail counts (SPEC-AVF §5.1).
+    /// Starts queues that do not run yet, all or none. Tails that were written since they stopped, or since a reset, count:
+    /// those of RX as SPEC-AVF §5.1 says; and of TX, since the iavf of Linux 6.1 sends again after a reset before it has
+    /// enabled its queues. What a driver has left from before was forgotten when they stopped.
     pub(super) fn enable_queues(
         &mut self,
         select: &QueueSelect,
@@ -231,7 +232,6 @@ impl AvfDevice {
         if tx.is_empty() && rx.is_empty() {
             return DONE;
         }
-        self.doorbells.clear_tails(tx_bits, 0);
         host.start_queues(&tx, &rx).map_err(crate::QueueError::status)?;
         self.set_running(tx_bits, rx_bits, true);
         DONE
