@@ -10,16 +10,15 @@ use shared_memory::{SharedSlice, TranslationCache};
 use crate::{
     Features,
     memory::{DirtyLog, GuestMemory, View},
-    ring::{Addresses, Buffer, Direction, MAX_SIZE, Piece, RingError, Token, part},
+    ring::{
+        Addresses, Buffer, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece, RingError,
+        Token, WRITE, part,
+    },
 };
 
-/// Bytes of a descriptor; where its second half is.
-const DESCRIPTOR: usize = 16;
+/// Where a descriptor's second half is, bytes.
 const SECOND: usize = 8;
-/// Descriptor flags (§2.8.1, §2.8.5 to §2.8.7).
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
+/// Descriptor flags of packed rings alone (§2.8.1).
 const AVAILABLE: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 /// Bytes of an event suppression structure, and its flags (§2.8.10).

@@ -10,6 +10,12 @@ use crate::{
     split::SplitRing,
 };
 
+/// Bytes of a descriptor, of either kind of ring and of tables.
+pub(crate) const DESCRIPTOR: usize = 16;
+/// Descriptor flags of both kinds (virtio 1.2 §2.7.5, §2.8.5 to §2.8.7).
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
 /// Descriptors of one buffer that are looked at; what a driver has beyond them is walked, and not used.
 pub(crate) const MAX_PIECES: usize = 66;
 /// Descriptors of one buffer, at most. No driver has more: its packets have 64 KiB.

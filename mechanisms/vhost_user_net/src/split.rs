@@ -9,15 +9,12 @@ use shared_memory::{SharedSlice, TranslationCache};
 use crate::{
     Features,
     memory::{DirtyLog, GuestMemory, View},
-    ring::{Addresses, Buffer, Direction, MAX_SIZE, Piece, RingError, Token, part},
+    ring::{
+        Addresses, Buffer, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece, RingError,
+        Token, WRITE, part,
+    },
 };
 
-/// Bytes of a descriptor.
-const DESCRIPTOR: usize = 16;
-/// Descriptor flags (§2.7.5).
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
 /// Flag of the available ring: no interrupts (§2.7.6). Flag of the used ring: no notifications (§2.7.8).
 const SILENT: u16 = 1;
 /// Where both rings have their index, and where their entries begin.

@@ -2,8 +2,8 @@
 //!
 //! A peer is an executable in the peers' folder (`bench/peers`), called as `NAME rate SIZE SECONDS` or
 //! `NAME round-trip SIZE SECONDS`, with `FORWARDER_CPU` and `CLIENT_CPU` in its environment, and this program as
-//! `CLEARWAY`, which is the peer of its own vhost-user ports. It starts the peer on the first CPU and its clients on the second, prints one line of JSON (a [`Rate`] or a
-//! [`RoundTrip`]) as its last line, and leaves nothing behind.
+//! `CLEARWAY`, which is the peer of its own vhost-user ports. It starts the peer on the first CPU and its clients
+//! on the second, prints one line of JSON (a [`Rate`] or a [`RoundTrip`]) as its last line, and leaves nothing behind.
 
 use std::{
     path::{Path, PathBuf},

@@ -111,8 +111,7 @@ impl Runtime {
             }
             // No NIC is connected that could be asked for its filters first.
             DeviceState::DeviceStarted if ejecting => {
-                let found = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == adapter);
-                if let Some(id) = found.filter(|(_, a)| a.is_virtio_net()).map(|(id, _)| *id) {
+                if let Some(id) = self.virtio_net_numbered(vm, adapter) {
                     self.let_leave(id);
                 }
             }
@@ -148,8 +147,8 @@ impl Runtime {
 
     fn ask_back(&mut self, vm: VmId, key: DeviceKey, step: Step) {
         let (number, serial) = key;
-        let adapter = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == number);
-        let adapter = adapter.and_then(|(id, a)| Some((*id, a.port_switch?)));
+        let adapter = self.adapter_numbered(vm, number);
+        let adapter = adapter.and_then(|id| Some((id, self.adapters.get(&id)?.port_switch?)));
         let on_vf = |id| self.greeting.as_ref().is_some_and(|g| g.on_vf.contains(id));
         let next = match (adapter, step) {
             (Some((id, switch)), _) if on_vf(&id) => {
@@ -175,8 +174,7 @@ impl Runtime {
                 Step::Ejecting
             }
         };
-        let adapter = adapter.and_then(|(id, _)| self.adapters.get(&id));
-        let by_button = adapter.is_some_and(super::Adapter::is_virtio_net);
+        let by_button = self.virtio_net_numbered(vm, number).is_some();
         if let Some(greeting) = &mut self.greeting {
             greeting.stale.insert((vm, key), next);
             if by_button && step != next {
@@ -188,8 +186,7 @@ impl Runtime {
     /// Takes away a device that was not offered in this life, or not on this connection.
     pub(super) fn remove_stale(&mut self, vm: VmId, number: u32, serial: u32, surprise: bool) {
         let peer = Peer::Vm(vm);
-        let found = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == number);
-        let adapter = found.map(|(id, _)| *id);
+        let adapter = self.adapter_numbered(vm, number);
         let input = RemoveVf { adapter: number, serial, surprise };
         let what = What::Command { adapter, request: "RemoveVf", absence_is_fine: true };
         if self.send_private(peer, PrivateControl::RemoveVf.code(), &input, 0, what).is_ok()

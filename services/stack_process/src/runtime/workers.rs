@@ -155,6 +155,19 @@ impl Runtime {
         let _ = self.send_private(Peer::Vm(id), code, &AdapterNumber { adapter }, 0, what);
     }
 
+    /// The adapter that has this number in its VM.
+    pub(super) fn adapter_numbered(&self, vm: VmId, number: u32) -> Option<AdapterId> {
+        let found = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == number);
+        found.map(|(id, _)| *id)
+    }
+
+    /// The same, if it is a virtio-net.
+    pub(super) fn virtio_net_numbered(&self, vm: VmId, number: u32) -> Option<AdapterId> {
+        let is_virtio_net =
+            |id: &AdapterId| self.adapters.get(id).is_some_and(Adapter::is_virtio_net);
+        self.adapter_numbered(vm, number).filter(is_virtio_net)
+    }
+
     /// Tells a VM's host side that its guest may leave the VF: frames come another way now.
     pub(super) fn let_leave(&mut self, id: AdapterId) {
         let Some(&Adapter { vm, number: adapter, .. }) = self.adapters.get(&id) else { return };
@@ -282,9 +295,7 @@ impl Runtime {
         let Some(state) = self.vms.get(&vm).and_then(|vm| vm.synthetic_nics.get(&number)) else {
             return;
         };
-        let its = |(_, a): &(&AdapterId, &Adapter)| a.vm == vm && a.number == number;
-        let found = self.adapters.iter().find(its).filter(|(_, a)| a.is_virtio_net());
-        let Some(id) = found.map(|(id, _)| *id) else { return };
+        let Some(id) = self.virtio_net_numbered(vm, number) else { return };
         if matches!(before, Some(SyntheticNicState::Ready { .. })) {
             self.inputs.push_back(Input::NetVsp(id, NetVspReport::Closed));
         }
@@ -322,8 +333,7 @@ impl Runtime {
     }
 
     fn device_report(&mut self, vm: VmId, number: u32, serial: u32, state: DeviceState) {
-        let found = self.adapters.iter().find(|(_, a)| a.vm == vm && a.number == number);
-        let id = found.map(|(id, _)| *id);
+        let id = self.adapter_numbered(vm, number);
         // Before all else: frames are on their way. Also of a VF of an earlier life of the stack.
         if let Some(id) = id {
             self.guest_path(id, path_by(&state));
