@@ -268,10 +268,10 @@ impl Device {
         let first = emit_header(offload, count);
         write_packet(&targets, first.get(..header).unwrap_or_default(), head, pieces);
         let mut left = need;
-        for (token, bytes) in buffers {
-            let written = left.min(bytes);
+        for (token, bytes) in &buffers {
+            let written = left.min(*bytes);
             left -= written;
-            queue.ring.put(token, u32::try_from(written).unwrap_or(u32::MAX));
+            queue.ring.put(*token, u32::try_from(written).unwrap_or(u32::MAX));
         }
         if let Some(log) = log {
             let mut left = need as u64;

@@ -18,7 +18,6 @@ use std::{
     time::Instant,
 };
 
-use arrayvec::ArrayVec;
 use linux_network::PacketOffload;
 use offload::{MAX_HEADER_LEN, TPID_8021Q, VLAN_TAG_LEN};
 use owner_thread::{Inbox, inbox};
@@ -152,8 +151,9 @@ fn put(
     offload: &PacketOffload,
 ) -> Result<(), NotDelivered> {
     let bytes: usize = pieces.iter().map(SharedSlice::len).sum();
-    let [first, second] = head.map(u64::to_le_bytes);
-    let head: ArrayVec<u8, 16> = first.into_iter().chain(second).take(bytes).collect();
+    let head = head.map(u64::to_le_bytes);
+    let head = head.as_flattened();
+    let head = head.get(..bytes).unwrap_or(head);
     let (addresses, behind) = head.split_at(ADDRESSES.min(head.len()));
     let [p0, p1] = TPID_8021Q.to_be_bytes();
     let [t0, t1] = tci.unwrap_or(0).to_be_bytes();
