@@ -90,7 +90,8 @@ impl<D: PciFunctionDevice + ?Sized> Connection<D> {
         self.session.is_active()
     }
 
-    /// Does what can be done without waiting. `note` hears of refused requests.
+    /// Does what can be done without waiting. `note` hears of refused requests. Returns as soon as a version is
+    /// agreed on, before the client hears so: it is then connected to whoever asks it or us.
     pub(crate) fn advance(
         &mut self,
         note: &mut dyn FnMut(RefusalNote),
@@ -102,9 +103,13 @@ impl<D: PciFunctionDevice + ?Sized> Connection<D> {
             let Some((header, payload, descriptors)) = self.arriving.receive(&self.socket)? else {
                 return Ok(WaitFor::Readable);
             };
+            let was_active = self.is_active();
             let result = self.respond(&header, &payload, descriptors, note);
             self.arriving.recycle(payload);
             result?;
+            if !was_active && self.is_active() {
+                break;
+            }
         }
         Ok(WaitFor::Nothing)
     }

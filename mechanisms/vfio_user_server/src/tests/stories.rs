@@ -386,6 +386,18 @@ fn a_second_client_is_turned_away_and_served_when_the_first_is_gone() {
 }
 
 #[test]
+fn a_client_that_hears_of_its_version_is_connected_however_fast_it_goes_on() {
+    for _ in 0..100 {
+        let served = Served::new();
+        let mut client = served.client();
+        assert!(served.server.is_connected());
+        // As a driver does that sends the next request with each reply.
+        client.call(&read(CONFIG, 0, 4), &[]).unwrap();
+        assert!(served.server.is_connected());
+    }
+}
+
+#[test]
 fn a_client_that_says_nothing_does_not_keep_others_out_for_long() {
     let served = Served::with(|options| options.handshake_timeout = Duration::from_millis(20));
     let silent = RawClient::new(&served.path);
