@@ -61,10 +61,12 @@ impl World {
         let packet = self.packet.clone();
         let polled = self.device.run(move |device| {
             for pair in 0..PAIRS {
-                let taken = device.transmitted(pair, 64, |sent| {
-                    if let Sent::Packet(packet) = sent {
-                        let bytes: usize = packet.pieces.iter().map(|piece| piece.len()).sum();
-                        assert_eq!(packet.length, bytes);
+                let taken = device.transmitted(pair, 64, |burst| {
+                    for sent in burst {
+                        if let Sent::Packet(packet) = sent {
+                            let bytes: usize = packet.pieces.iter().map(|piece| piece.len()).sum();
+                            assert_eq!(packet.length, bytes);
+                        }
                     }
                 });
                 assert!(taken <= 64);

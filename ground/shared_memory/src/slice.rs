@@ -76,6 +76,15 @@ impl<'a> SharedSlice<'a> {
         }))
     }
 
+    /// Stores eight bytes at any offset, in memory order, least byte first; `None` if out of range.
+    #[inline(always)]
+    pub fn store_bytes8(&self, offset: usize, bytes: u64) -> Option<()> {
+        let at = self.get(offset, 8)?.base.cast::<u64>();
+        // SAFETY: eight bytes are in range; the store is volatile, since others may look at them.
+        unsafe { write_unaligned_volatile(at, bytes.to_le()) };
+        Some(())
+    }
+
     /// `length` bytes from `offset`, or `None` if they are not all inside.
     #[inline(always)]
     pub fn get(&self, offset: usize, length: usize) -> Option<SharedSlice<'a>> {
@@ -233,14 +242,24 @@ impl<'a> SharedSlice<'a> {
     }
 }
 
+/// Eight bytes anywhere.
+#[repr(C, packed)]
+struct Unaligned(u64);
+
 /// # Safety
 /// Eight bytes at `at` must be readable.
 #[inline(always)]
 unsafe fn read_unaligned_volatile(at: NonNull<u64>) -> u64 {
-    #[repr(C, packed)]
-    struct Unaligned(u64);
     // SAFETY: the caller's promise; the packed type needs no alignment.
     unsafe { at.cast::<Unaligned>().as_ptr().read_volatile() }.0
+}
+
+/// # Safety
+/// Eight bytes at `at` must be writable.
+#[inline(always)]
+unsafe fn write_unaligned_volatile(at: NonNull<u64>, value: u64) {
+    // SAFETY: the caller's promise; the packed type needs no alignment.
+    unsafe { at.cast::<Unaligned>().as_ptr().write_volatile(Unaligned(value)) };
 }
 
 impl std::fmt::Debug for SharedSlice<'_> {

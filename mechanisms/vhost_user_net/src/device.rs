@@ -15,9 +15,10 @@ use rustix::{
 use shared_memory::{MemoryWatch, SharedSlice, TranslationCache};
 
 use crate::{
-    Features,
+    Features, WholePacket,
+    burst::{Arriving, Receiving},
     memory::{DirtyLog, GuestMemory},
-    packet::{MAX_TARGETS, Sent, emit_header, read_packet, scatter, write_packet},
+    packet::{MAX_TARGETS, Sent, emit_header, scatter, write_packet},
     ring::{Addresses, Buffer, Direction, Piece, Ring, RingError, Token},
 };
 
@@ -156,13 +157,13 @@ impl Device {
         queue.is_some_and(|queue| queue.enabled && queue.broken.is_none())
     }
 
-    /// Takes packets that the driver of this pair sends, some at most, and hands them to `each`; returns how many.
-    /// What a queue sends that is not enabled is taken and goes nowhere.
+    /// Takes packets that the driver of this pair sends, some at most, and hands them to `each`, by bursts; returns how
+    /// many. What a queue sends that is not enabled is taken and goes nowhere.
     pub fn transmitted(
         &mut self,
         pair: u16,
         limit: usize,
-        mut each: impl FnMut(&Sent<'_>),
+        mut each: impl FnMut(&[Sent<'_>]),
     ) -> usize {
         let Self { queues, memory, watch, log, cache, buffer, features, broken, .. } = self;
         let at = 2 * usize::from(pair) + 1;
@@ -177,28 +178,59 @@ impl Device {
         }
         let header = features.header_length();
         let (mut taken, mut descriptors) = (0, 0);
-        while taken < limit && descriptors < MAX_TURN {
-            let took = queue.ring.take(memory, cache, Direction::FromDriver, buffer);
-            let handed = match took {
-                Ok(false) => break,
-                Ok(true) if queue.enabled => read_packet(memory, cache, buffer, header, &mut each),
-                Ok(true) => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = handed {
-                queue.fail(error);
-                *broken += 1;
-                break;
+        let mut more = Ok(true);
+        while more == Ok(true) && taken < limit && descriptors < MAX_TURN {
+            let mut burst = Arriving::new(header);
+            while burst.has_room() && taken + burst.len() < limit && descriptors < MAX_TURN {
+                more = queue.ring.take(memory, cache, Direction::FromDriver, buffer);
+                if more != Ok(true) {
+                    break;
+                }
+                descriptors += buffer.descriptors;
+                if !queue.enabled {
+                    burst.discard(buffer.token);
+                } else if let Err(error) = burst.add(memory, cache, buffer) {
+                    more = Err(error);
+                    break;
+                }
             }
-            queue.ring.give_back(buffer.token);
-            descriptors += buffer.descriptors;
-            taken += 1;
+            if queue.enabled && burst.len() > 0 {
+                burst.hand_over(&mut each);
+            }
+            for token in burst.tokens() {
+                queue.ring.give_back(token);
+            }
+            taken += burst.len();
+        }
+        if let Err(error) = more {
+            queue.fail(error);
+            *broken += 1;
         }
         if taken > 0 && std::mem::take(&mut queue.listening) {
             queue.ring.ignore(log.as_ref());
         }
         queue.publish(log.as_ref());
         taken
+    }
+
+    /// Copies packets into the receive queue of this pair, from the first on, as long as each has its place in the next
+    /// buffer; returns how many. What is in the way of the next one is told by [`Self::put`]. The driver sees them by
+    /// [`Self::flush`].
+    pub fn put_whole<'f>(
+        &mut self,
+        pair: u16,
+        packets: impl Iterator<Item = WholePacket<'f>>,
+    ) -> usize {
+        let Self { queues, memory, watch, log, cache, buffer, features, untold, .. } = self;
+        let queue = queues.get_mut(2 * usize::from(pair)).and_then(Option::as_mut);
+        let queue = queue.filter(|queue| queue.enabled && queue.broken.is_none());
+        let Some(queue) = queue.filter(|_| !is_lost(watch.as_ref())) else { return 0 };
+        let (ring, log, header) = (&mut queue.ring, log.as_ref(), features.header_length());
+        let put = Receiving { ring, memory, cache, buffer, log, header }.put(packets);
+        if put > 0 {
+            *untold |= 1 << (pair & 63);
+        }
+        put
     }
 
     /// Copies a packet into the receive queue of this pair: `head` is its first 16 bytes, or all of them, and `pieces`

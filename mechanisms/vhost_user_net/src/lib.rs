@@ -29,6 +29,7 @@
 //! virtual switch.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
+mod burst;
 mod device;
 mod early;
 mod features;
@@ -44,6 +45,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use burst::WholePacket;
 pub use device::{Device, MAX_QUEUE_PAIRS, NotPut};
 pub use features::Features;
 pub use packet::{Packet, Sent};

@@ -8,11 +8,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{
     device::MAX_BUFFERS,
     memory::GuestMemory,
-    ring::{Buffer, MAX_PIECES, Piece, RingError},
+    ring::{Buffer, Piece, RingError},
 };
 
 /// Bytes of a packet of the driver's, at most: those of the largest IP packet and the longest headers before it.
-const MAX_PACKET: usize = (1 << 16) + 256;
+pub(crate) const MAX_PACKET: usize = (1 << 16) + 256;
 /// Pieces of one packet for the driver, at most.
 pub(crate) const MAX_TARGETS: usize = 2 * MAX_BUFFERS;
 /// Bytes of a packet that are read once, for decisions.
@@ -30,7 +30,9 @@ struct NetHeader {
     buffers: u16,
 }
 
-const _: () = assert!(size_of::<NetHeader>() == 12);
+/// Bytes of it.
+pub(crate) const NET_HEADER: usize = 12;
+const _: () = assert!(size_of::<NetHeader>() == NET_HEADER);
 const _: () = assert!(std::mem::offset_of!(NetHeader, buffers) == VNET_HEADER_LENGTH);
 
 /// A packet that the driver sends.
@@ -56,7 +58,7 @@ pub enum Sent<'m> {
 }
 
 /// The header of a packet that lies in so many buffers.
-pub(crate) fn emit_header(offload: &PacketOffload, buffers: u16) -> [u8; size_of::<NetHeader>()] {
+pub(crate) fn emit_header(offload: &PacketOffload, buffers: u16) -> [u8; NET_HEADER] {
     zerocopy::transmute!(NetHeader { packet: VnetHeader::emit(offload), buffers })
 }
 
@@ -82,62 +84,6 @@ pub(crate) fn write_packet<'f>(
         skip += before.len();
         writer.copy(rest);
     }
-}
-
-/// Hands the packet in a buffer to `each`.
-#[inline]
-pub(crate) fn read_packet(
-    memory: &GuestMemory,
-    cache: &mut TranslationCache,
-    buffer: &Buffer,
-    header: usize,
-    each: &mut impl FnMut(&Sent<'_>),
-) -> Result<(), RingError> {
-    let mut first = [0u8; size_of::<NetHeader>()];
-    let mut wanted = first.get_mut(..header).unwrap_or_default();
-    let mut pieces = ArrayVec::<SharedSlice<'_>, MAX_PIECES>::new();
-    let mut length = 0;
-    let mut cut = buffer.cut;
-    for piece in &buffer.pieces {
-        let fitted = memory.pieces(cache, piece.guest, piece.length, |slice| {
-            let count = slice.read_into(wanted);
-            wanted = std::mem::take(&mut wanted).get_mut(count..).unwrap_or_default();
-            let (_, rest) = slice.split(count);
-            length += rest.len();
-            if rest.is_empty() { Some(()) } else { pieces.try_push(rest).ok() }
-        })?;
-        cut |= fitted.is_none();
-    }
-    if !wanted.is_empty() {
-        return Err(RingError::NoRoom);
-    }
-    let said = VnetHeader::read_from_prefix(&first).map(|(header, _)| header.parse(length));
-    let Ok(Ok(offload)) = said else {
-        each(&Sent::Malformed);
-        return Ok(());
-    };
-    if cut || length > MAX_PACKET {
-        each(&Sent::Malformed);
-        return Ok(());
-    }
-    let head = match pieces.first().and_then(|first| first.load_words()) {
-        Some(head) => head,
-        None => gather_head(&pieces),
-    };
-    each(&Sent::Packet(Packet { offload, head, pieces: &pieces, length }));
-    Ok(())
-}
-
-/// The first 16 bytes of a packet whose first piece is shorter.
-#[cold]
-fn gather_head(pieces: &[SharedSlice<'_>]) -> [u64; 2] {
-    let mut head = [[0u8; 8]; 2];
-    let mut rest = head.as_flattened_mut();
-    for piece in pieces {
-        let count = piece.read_into(rest);
-        rest = rest.get_mut(count..).unwrap_or_default();
-    }
-    head.map(u64::from_le_bytes)
 }
 
 /// Adds the pieces of a buffer to be written; returns how many bytes they are, or `None` if there are too many.

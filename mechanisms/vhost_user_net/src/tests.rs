@@ -65,8 +65,8 @@ fn device(features: Features) -> (SharedMapping, OwnedFd, Device) {
 /// What a device takes of the transmit queue: bytes, or `None` for what is malformed.
 fn sent(device: &mut Device) -> Vec<Option<Vec<u8>>> {
     let mut packets = Vec::new();
-    device.transmitted(0, 64, |sent| {
-        packets.push(match sent {
+    device.transmitted(0, 64, |burst| {
+        packets.extend(burst.iter().map(|sent| match sent {
             Sent::Malformed => None,
             Sent::Packet(packet) => {
                 let mut bytes = vec![0; packet.length];
@@ -79,7 +79,7 @@ fn sent(device: &mut Device) -> Vec<Option<Vec<u8>>> {
                 assert_eq!(head[..known], bytes[..known]);
                 Some(bytes)
             }
-        });
+        }));
     });
     packets
 }

@@ -184,7 +184,7 @@ fn known(last: &RxSegment) -> ReceiveMetadata {
 }
 
 impl Port for AvfUplink {
-    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool {
         let mut worked = false;
         for _ in 0..BURSTS {
             let mut burst = ArrayVec::<RxSegment, BURST>::new();
@@ -203,13 +203,13 @@ impl Port for AvfUplink {
                 let mut head = [[0u8; 8]; 2];
                 first.read_into(head.as_flattened_mut());
                 let offloads = known(last);
-                forward(&Frame {
+                forward(&[Frame {
                     head: head.map(u64::from_le_bytes),
                     length: pieces.iter().map(SharedSlice::len).sum(),
                     pieces: &pieces,
                     tci: offloads.vlan_tci,
                     offloads: Offloads::Known(offloads),
-                });
+                }]);
             }
             for segment in burst {
                 rx.free(segment.buffer);

@@ -12,6 +12,8 @@ use crate::staging::Staging;
 pub(crate) const MAX_PIECES: usize = netvsp::MAX_PIECES + 1;
 /// Bytes of two addresses, behind which a tag stands.
 const ADDRESSES: usize = 12;
+/// Bytes of an Ethernet header; what is shorter is no frame.
+pub(crate) const ETHERNET: usize = 14;
 /// Bytes that are read and checked before anything is decided.
 const HEAD: usize = 16;
 
@@ -61,6 +63,19 @@ impl<'f> Frame<'f> {
     pub(crate) fn is_tagged_inside(&self) -> bool {
         let [_, second] = self.head;
         (second >> 32) & 0xFFFF == u64::from(TPID_8021Q.swap_bytes())
+    }
+
+    /// Whether it is a frame without a tag.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.tci.is_none() && self.length >= ETHERNET && !self.is_tagged_inside()
+    }
+
+    /// Whether it is plain, and its addresses are those of another.
+    #[inline]
+    pub(crate) fn goes_with(&self, other: &Frame<'_>) -> bool {
+        let addresses = |[first, second]: [u64; 2]| (first, second & 0xFFFF_FFFF);
+        self.is_plain() && addresses(self.head) == addresses(other.head)
     }
 
     /// Copies its first bytes, the checked ones among them; returns how many.

@@ -45,14 +45,21 @@ pub enum NotDelivered {
 /// thread does not sleep. Otherwise it sleeps until one of the descriptors of `wait_on` is readable, or the earliest
 /// `deadline` is there, and calls `woken`, then `poll`.
 pub trait Port: Send + Any {
-    /// Hands the frames that have arrived to `forward`, some bursts at most. True if there was anything to do.
-    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool;
+    /// Hands the frames that have arrived to `forward`, in their order and as many at once as there are, some bursts at
+    /// most. True if there was anything to do.
+    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool;
 
     /// Takes one frame, whose bytes are copied before this returns.
     ///
     /// # Errors
     /// Why it did not.
     fn deliver(&mut self, frame: &Frame<'_>, staging: &mut Staging) -> Result<(), NotDelivered>;
+
+    /// Takes as many of the frames, from the first on, as go as they are and at once, whose bytes are copied before this
+    /// returns; returns how many. The others are delivered one by one.
+    fn deliver_whole(&mut self, _frames: &[Frame<'_>]) -> usize {
+        0
+    }
 
     /// Makes what was delivered visible to whoever is behind the port.
     fn flush(&mut self);

@@ -10,10 +10,7 @@ use nic_switch::{
 use serde::{Deserialize, Serialize};
 use shared_memory::MemoryError;
 
-use crate::{Frame, NotDelivered, Offloads, Port, Staging};
-
-/// Bytes of an Ethernet header; what is shorter is no frame.
-const ETHERNET: usize = 14;
+use crate::{Frame, NotDelivered, Offloads, Port, Staging, frame::ETHERNET};
 
 /// What a port's VM is, and may do. The same policy governs its VF.
 #[derive(Clone, Eq, PartialEq, Debug)]
@@ -319,7 +316,7 @@ impl VirtualSwitch {
 
     fn poll_one(&mut self, ingress: Ingress, connected: &mut Connected, now: Instant) -> bool {
         let Connected { port, statistics, .. } = connected;
-        port.poll(now, &mut |frame| self.arrive(ingress, frame, statistics))
+        port.poll(now, &mut |frames| self.arrive_together(ingress, frames, statistics))
     }
 
     /// Whether a thread that serves the switch may sleep: every port was asked to tell of new frames, and none
@@ -348,6 +345,58 @@ impl VirtualSwitch {
 
     fn all(&self) -> impl Iterator<Item = &Connected> {
         self.ports.iter().chain([&self.uplink]).flatten().map(Box::as_ref)
+    }
+
+    /// Frames that came one behind the other: those of one flow are delivered together where the port can.
+    fn arrive_together(
+        &mut self,
+        ingress: Ingress,
+        frames: &[Frame<'_>],
+        statistics: &mut PortStatistics,
+    ) {
+        let mut rest = frames;
+        while let Some(first) = rest.first() {
+            let alike = rest.iter().position(|frame| !frame.goes_with(first)).unwrap_or(rest.len());
+            let (alike, behind) = rest.split_at(alike.max(1));
+            rest = behind;
+            self.arrive_alike(ingress, alike, statistics);
+        }
+    }
+
+    /// Frames of the same addresses, without tags if there are several.
+    fn arrive_alike(
+        &mut self,
+        ingress: Ingress,
+        mut frames: &[Frame<'_>],
+        statistics: &mut PortStatistics,
+    ) {
+        while let Some((first, behind)) = frames.split_first() {
+            let (whole, bytes) = self.deliver_whole(ingress, frames);
+            statistics.sent += whole as u64;
+            statistics.sent_bytes += bytes;
+            frames = frames.get(whole..).unwrap_or_default();
+            if whole == 0 {
+                self.arrive(ingress, first, statistics);
+                frames = behind;
+            }
+        }
+    }
+
+    /// Delivers frames of the same addresses, from the first on, as long as they go to one port as they are; returns how
+    /// many, and their bytes.
+    fn deliver_whole(&mut self, ingress: Ingress, frames: &[Frame<'_>]) -> (usize, u64) {
+        let Some(first) = frames.first().filter(|first| first.is_plain()) else { return (0, 0) };
+        let verdict = self.table.forward(ingress, &first.key(), &mut self.list);
+        let Verdict::Unicast(Egress { vport: Some(id), tci: None }) = verdict else {
+            return (0, 0);
+        };
+        let Some(Some(connected)) = self.ports.get_mut(id.index()) else { return (0, 0) };
+        let whole = connected.port.deliver_whole(frames);
+        let bytes = frames.iter().take(whole).map(|frame| frame.length as u64).sum();
+        connected.statistics.received += whole as u64;
+        connected.statistics.received_bytes += bytes;
+        connected.dirty |= whole > 0;
+        (whole, bytes)
     }
 
     fn arrive(&mut self, ingress: Ingress, frame: &Frame<'_>, statistics: &mut PortStatistics) {

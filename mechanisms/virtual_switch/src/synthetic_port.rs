@@ -91,7 +91,7 @@ impl std::fmt::Debug for SyntheticPort {
 }
 
 impl Port for SyntheticPort {
-    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool {
         let mut worked = false;
         if self.nic.deadline().is_some_and(|deadline| deadline <= now) {
             self.nic.tick(now);
@@ -100,13 +100,13 @@ impl Port for SyntheticPort {
         for index in self.channels() {
             let poll = self.nic.poll(index, now, |burst| {
                 for frame in burst.frames() {
-                    forward(&Frame {
+                    forward(&[Frame {
                         head: frame.head,
                         pieces: frame.pieces,
                         length: frame.length as usize,
                         tci: frame.metadata.vlan_tci,
                         offloads: Offloads::Asked(*frame.metadata),
-                    });
+                    }]);
                 }
             });
             worked |= poll.frames > 0 || poll.more;

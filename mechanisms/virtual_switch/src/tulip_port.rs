@@ -308,16 +308,16 @@ fn write(slot: SharedSlice<'_>, finished: &Finished<'_>, bytes: usize, tci: Opti
 }
 
 impl Port for TulipPort {
-    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool {
         let frames = self.from_guest.take(BURST, |frame| {
             let Some(head) = frame.load_words() else { return };
-            forward(&Frame {
+            forward(&[Frame {
                 head,
                 pieces: &[frame],
                 length: frame.len(),
                 tci: None,
                 offloads: Offloads::Asked(TransmitMetadata::default()),
-            });
+            }]);
         });
         frames > 0
     }

@@ -153,7 +153,7 @@ fn write(slot: &mut [u8], finished: &Finished<'_>, tci: Option<u16>) -> Option<(
 }
 
 impl Port for UplinkPort {
-    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool {
         if now >= self.look_at {
             self.look_at = now + LINK_INTERVAL;
             self.link();
@@ -171,13 +171,13 @@ impl Port for UplinkPort {
                 // What is shorter than the switch looks at is padded by zeros.
                 let mut head = [[0; 8]; 2];
                 slice.read_into(head.as_flattened_mut());
-                forward(&Frame {
+                forward(&[Frame {
                     head: head.map(u64::from_le_bytes),
                     pieces: &[slice],
                     length: bytes.len(),
                     tci: None,
                     offloads: Offloads::Known(ReceiveMetadata::default()),
-                });
+                }]);
             }
         }
         worked

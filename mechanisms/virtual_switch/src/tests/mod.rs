@@ -82,7 +82,7 @@ impl End {
 struct MemoryPort(End);
 
 impl Port for MemoryPort {
-    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool {
         let Some(packet) = self.0.wire().to_send.pop_front() else { return false };
         let (memory, _fd) = SharedMapping::create("packet", 1 << 20, PageSize::Base).unwrap();
         let mut at = 0;
@@ -97,13 +97,13 @@ impl Port for MemoryPort {
         let mut head = [[0; 8]; 2];
         let known = whole.len().min(16);
         head.as_flattened_mut()[..known].copy_from_slice(&whole[..known]);
-        forward(&Frame {
+        forward(&[Frame {
             head: head.map(u64::from_le_bytes),
             pieces: &pieces,
             length: whole.len(),
             tci: packet.tci,
             offloads: packet.offloads,
-        });
+        }]);
         true
     }
 

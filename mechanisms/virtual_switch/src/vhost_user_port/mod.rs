@@ -18,12 +18,15 @@ use std::{
     time::Instant,
 };
 
+use arrayvec::ArrayVec;
 use linux_network::PacketOffload;
 use offload::{MAX_HEADER_LEN, TPID_8021Q, VLAN_TAG_LEN};
 use owner_thread::{Inbox, inbox};
 use serde::{Deserialize, Serialize};
 use shared_memory::SharedSlice;
-use vhost_user_net::{Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, VhostUserServer};
+use vhost_user_net::{
+    Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, VhostUserServer, WholePacket,
+};
 
 use self::{held::Held, offloads::Passed, steering::Steering};
 use crate::{Frame, NotDelivered, Offloads, Port, ServeError, Staging, finish::finish};
@@ -168,28 +171,66 @@ fn put(
     })
 }
 
-/// Hands what a guest has sent to the switch. What is no frame goes as a frame of no bytes, which is counted there.
-fn forward_packet(packet: &Packet<'_>, staging: &mut Staging, forward: &mut dyn FnMut(&Frame<'_>)) {
-    let frame = Frame {
+/// A guest's packet, of which nothing is said.
+#[inline]
+fn frame_of<'f>(packet: &Packet<'f>) -> Frame<'f> {
+    Frame {
         head: packet.head,
         pieces: packet.pieces,
         length: packet.length,
         tci: None,
         offloads: Offloads::Asked(netvsp::TransmitMetadata::default()),
-    };
-    staging.clear();
-    if offloads::from_guest(&frame, &packet.offload, staging, forward).is_none() {
-        forward_nothing(forward);
     }
 }
 
-fn forward_nothing(forward: &mut dyn FnMut(&Frame<'_>)) {
+/// A frame that goes to a guest as it is, if it does.
+#[inline]
+fn whole<'f>(frame: &Frame<'f>, features: Features) -> Option<WholePacket<'f>> {
+    let ([bytes], None) = (frame.pieces, frame.tci) else { return None };
+    let offload = match &frame.offloads {
+        Offloads::Known(known) => offloads::of_known(known, features),
+        Offloads::Asked(asked) if asked.checksum.is_none() && asked.segmentation.is_none() => {
+            PacketOffload::default()
+        }
+        Offloads::Asked(_) => return None,
+    };
+    Some(WholePacket { offload, head: frame.head, bytes: *bytes })
+}
+
+/// Hands what a guest has sent to the switch. What is no frame goes as a frame of no bytes, which is counted there.
+fn forward_burst(burst: &[Sent<'_>], staging: &mut Staging, forward: &mut dyn FnMut(&[Frame<'_>])) {
+    // Those that need nothing, for as long as there is no other.
+    let mut frames = ArrayVec::<Frame<'_>, BURST>::new();
+    for sent in burst {
+        if let Sent::Packet(packet) = sent
+            && packet.offload == PacketOffload::default()
+            && frames.try_push(frame_of(packet)).is_ok()
+        {
+            continue;
+        }
+        forward(&frames);
+        frames.clear();
+        staging.clear();
+        let forwarded = match sent {
+            Sent::Packet(packet) => {
+                offloads::from_guest(&frame_of(packet), &packet.offload, staging, forward)
+            }
+            Sent::Malformed => None,
+        };
+        if forwarded.is_none() {
+            forward_nothing(forward);
+        }
+    }
+    forward(&frames);
+}
+
+fn forward_nothing(forward: &mut dyn FnMut(&[Frame<'_>])) {
     let offloads = Offloads::Asked(netvsp::TransmitMetadata::default());
-    forward(&Frame { head: [0; 2], pieces: &[], length: 0, tci: None, offloads });
+    forward(&[Frame { head: [0; 2], pieces: &[], length: 0, tci: None, offloads }]);
 }
 
 impl Port for VhostUserPort {
-    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+    fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool {
         let released = self.release_to_guest(now);
         let Self { device, inbox, staging, steering, .. } = self;
         // The server, which sends to it, is there as long as the port is.
@@ -197,14 +238,13 @@ impl Port for VhostUserPort {
         worked |= released;
         let receiving = receiving_pairs(device);
         for pair in 0..device.pairs() {
-            let packets = device.transmitted(pair, BURST, |sent| match sent {
-                Sent::Packet(packet) => {
-                    if receiving > 1 {
+            let packets = device.transmitted(pair, BURST, |burst| {
+                for sent in burst.iter().filter(|_| receiving > 1) {
+                    if let Sent::Packet(packet) = sent {
                         steering.sent(packet, pair);
                     }
-                    forward_packet(packet, staging, forward);
                 }
-                Sent::Malformed => forward_nothing(forward),
+                forward_burst(burst, staging, forward);
             });
             worked |= packets > 0;
         }
@@ -244,6 +284,16 @@ impl Port for VhostUserPort {
             let offload = offloads::of_known(&finished.known, features);
             put(device, pair, (finished.head, finished.pieces), frame.tci, &offload)
         })
+    }
+
+    fn deliver_whole(&mut self, frames: &[Frame<'_>]) -> usize {
+        let Self { device, path, .. } = self;
+        // Which pair's queue a frame takes is seen when it is looked into.
+        if *path != GuestPath::Synthetic || receiving_pairs(device) > 1 {
+            return 0;
+        }
+        let features = device.features();
+        device.put_whole(0, frames.iter().map_while(|frame| whole(frame, features)))
     }
 
     fn flush(&mut self) {

@@ -32,11 +32,11 @@ pub(super) fn from_guest(
     frame: &Frame<'_>,
     header: &PacketOffload,
     staging: &Staging,
-    forward: &mut dyn FnMut(&Frame<'_>),
+    forward: &mut dyn FnMut(&[Frame<'_>]),
 ) -> Option<()> {
     let ChecksumState::Partial { start, offset } = header.checksum else {
         // A large packet always has a partial checksum.
-        forward(frame);
+        forward(std::slice::from_ref(frame));
         return Some(());
     };
     let mut head = [0u8; MAX_HEADER_LEN];
@@ -133,11 +133,11 @@ fn hand_on(
     pieces: &[shared_memory::SharedSlice<'_>],
     mut asked: TransmitMetadata,
     staging: &Staging,
-    forward: &mut dyn FnMut(&Frame<'_>),
+    forward: &mut dyn FnMut(&[Frame<'_>]),
 ) -> Option<()> {
     let frame = Frame { pieces, offloads: Offloads::Asked(asked), ..*frame };
     if !frame.is_tagged_inside() {
-        forward(&frame);
+        forward(&[frame]);
         return Some(());
     }
     let (pieces, tci) = frame.take_tag_out(staging)?;
@@ -151,13 +151,13 @@ fn hand_on(
     for layout in layouts.into_iter().flatten() {
         layout.mac_len = layout.mac_len.checked_sub(tag)?;
     }
-    forward(&Frame {
+    forward(&[Frame {
         head: head.map(u64::from_le_bytes),
         pieces: &pieces,
         length: frame.length.checked_sub(VLAN_TAG_LEN)?,
         tci: Some(tci),
         offloads: Offloads::Asked(asked),
-    });
+    }]);
     Some(())
 }
 
