@@ -14,6 +14,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::copy_bytes;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// `len` bytes of memory shared with another process, borrowed from a mapping.
 #[derive(Copy, Clone)]
 pub struct SharedSlice<'a> {
@@ -239,6 +242,32 @@ impl<'a> SharedSlice<'a> {
     #[inline]
     pub fn prefetch_write(&self) {
         crate::copy::prefetch_write(self.base.as_ptr());
+    }
+
+    /// Hints that these bytes will be read soon: the first `lines` cache lines of them, and the last.
+    #[inline]
+    pub fn prefetch_read_ends(&self, lines: usize) {
+        for line in self.lines(lines) {
+            crate::copy::prefetch_read(line);
+        }
+    }
+
+    /// Hints that these bytes will be written soon: the first `lines` cache lines of them, and the last.
+    #[inline]
+    pub fn prefetch_write_ends(&self, lines: usize) {
+        for line in self.lines(lines) {
+            crate::copy::prefetch_write(line);
+        }
+    }
+
+    /// Addresses in the first `lines` of the cache lines in which there are bytes, and in the last one.
+    #[inline]
+    fn lines(&self, lines: usize) -> impl Iterator<Item = *const u8> {
+        let begin = self.base.as_ptr() as usize & (LINE - 1);
+        let count = (begin + self.length).div_ceil(LINE);
+        let first = self.base.as_ptr().cast_const();
+        let after = (lines < count).then(|| first.wrapping_add(self.length.saturating_sub(1)));
+        (0..count.min(lines)).map(move |line| first.wrapping_add(line * LINE)).chain(after)
     }
 }
 

@@ -4,11 +4,12 @@
 //! is asked for before the first byte of it is looked at, so that the waits are one.
 
 use arrayvec::ArrayVec;
-use linux_network::{PacketOffload, VNET_HEADER_LENGTH, VnetHeader};
+use linux_network::{PacketOffload, VnetHeader};
 use shared_memory::{FrameCopy, SharedSlice, TranslationCache, copy_frames};
 use zerocopy::FromBytes;
 
 use crate::{
+    Features,
     memory::{DirtyLog, GuestMemory},
     packet::{MAX_PACKET, NET_HEADER, Packet, Sent, emit_header},
     ring::{Buffer, Direction, MAX_PIECES, Ring, RingError, Token},
@@ -18,6 +19,8 @@ use crate::{
 pub(crate) const BURST: usize = 32;
 /// Pieces of a burst's packets, at most: nearly all packets have one or two.
 const PIECES: usize = 4 * MAX_PIECES;
+/// Cache lines of a packet that are asked for before it is its turn, beside its last.
+const AHEAD: usize = 4;
 /// Bytes of a packet that are read once, for decisions.
 const HEAD: usize = 16;
 
@@ -45,14 +48,22 @@ struct Parsed {
 /// Packets that a driver sends.
 pub(crate) struct Arriving<'m> {
     header: usize,
+    /// It may say something.
+    is_said: bool,
     arrivals: ArrayVec<Arrival, BURST>,
     pieces: ArrayVec<SharedSlice<'m>, PIECES>,
 }
 
 impl<'m> Arriving<'m> {
-    /// None yet, of a driver whose headers have so many bytes.
-    pub(crate) fn new(header: usize) -> Self {
-        Self { header, arrivals: ArrayVec::new(), pieces: ArrayVec::new() }
+    /// None yet, of a driver that has taken these features.
+    #[inline]
+    pub(crate) fn new(features: Features) -> Self {
+        Self {
+            header: features.header_length(),
+            is_said: features.has_offloads(),
+            arrivals: ArrayVec::new(),
+            pieces: ArrayVec::new(),
+        }
     }
 
     /// Whether there is room for one more, whatever it is.
@@ -81,15 +92,17 @@ impl<'m> Arriving<'m> {
         cache: &mut TranslationCache,
         buffer: &Buffer,
     ) -> Result<(), RingError> {
-        let Self { header, arrivals, pieces } = self;
+        let Self { header, is_said, arrivals, pieces } = self;
         let begin = pieces.len();
         let mut length = 0;
         let mut cut = buffer.cut;
         for piece in &buffer.pieces {
             let fitted = memory.pieces(cache, piece.guest, piece.length, |slice| {
-                slice.prefetch_read();
-                let (_, behind) = slice.split(*header);
-                behind.prefetch_read();
+                let (said, behind) = slice.split(*header);
+                if *is_said {
+                    said.prefetch_read();
+                }
+                behind.prefetch_read_ends(AHEAD);
                 length += slice.len();
                 let fits = pieces.len() - begin < MAX_PIECES;
                 fits.then(|| pieces.try_push(slice).ok()).flatten()
@@ -111,7 +124,7 @@ impl<'m> Arriving<'m> {
         let mut begin = 0;
         for arrival in &self.arrivals {
             if let Some(pieces) = self.pieces.get_mut(begin..arrival.end) {
-                parsed.push(parse(pieces, self.header, arrival.cut));
+                parsed.push(parse(pieces, self.header, self.is_said, arrival.cut));
             }
             begin = arrival.end;
         }
@@ -136,27 +149,28 @@ impl<'m> Arriving<'m> {
     }
 }
 
-/// Reads a packet's header, which its pieces begin with, and takes it away from them.
+/// Takes a packet's header away from its pieces, which begin with it, and reads it if it may say something.
 #[inline]
-fn parse(pieces: &mut [SharedSlice<'_>], header: usize, cut: bool) -> Parsed {
+fn parse(pieces: &mut [SharedSlice<'_>], header: usize, is_said: bool, cut: bool) -> Parsed {
     let mut first = [0u8; NET_HEADER];
-    let mut wanted = first.get_mut(..header).unwrap_or_default();
-    let (mut length, mut used) = (0, 0);
+    let (mut left, mut length, mut used) = (header, 0, 0);
     for piece in pieces.iter_mut() {
-        if !wanted.is_empty() {
-            let count = piece.read_into(wanted);
-            wanted = std::mem::take(&mut wanted).get_mut(count..).unwrap_or_default();
-            (_, *piece) = piece.split(count);
-            used += usize::from(piece.is_empty());
+        if left > 0 {
+            let (part, rest) = piece.split(left);
+            if is_said {
+                part.read_into(first.get_mut(header - left..).unwrap_or_default());
+            }
+            left -= part.len();
+            used += usize::from(rest.is_empty());
+            *piece = rest;
         }
         length += piece.len();
     }
-    const { assert!(VNET_HEADER_LENGTH <= NET_HEADER) };
-    let said = VnetHeader::read_from_prefix(&first).map(|(header, _)| header.parse(length));
-    let offload = match said {
-        Ok(Ok(offload)) if !cut && length <= MAX_PACKET => Some(offload),
-        _ => None,
+    let said = match VnetHeader::read_from_prefix(&first) {
+        Ok((header, _)) if is_said => header.parse(length).ok(),
+        _ => Some(PacketOffload::default()),
     };
+    let offload = said.filter(|_| !cut && length <= MAX_PACKET);
     let head = match pieces.get(used).and_then(|first| first.load_words()) {
         Some(head) => head,
         None => gather_head(pieces),
@@ -228,17 +242,15 @@ impl Receiving<'_> {
                 ring.rewind(position);
                 break;
             };
-            let (_, to) = bytes.split(header);
-            bytes.prefetch_write();
-            to.prefetch_write();
-            let (_, last) = bytes.split(need - 1);
-            last.prefetch_write();
+            let (said, to) = bytes.split(header);
+            said.prefetch_read();
+            to.prefetch_write_ends(AHEAD);
             targets.push(Target { token: buffer.token, guest, bytes, offload: packet.offload });
             copies.push(FrameCopy { head: packet.head, from: packet.bytes, to });
         }
         for target in &targets {
-            let bytes = emit_header(&target.offload, 1);
-            target.bytes.write_from(bytes.get(..header).unwrap_or_default());
+            let (said, _) = target.bytes.split(header);
+            write_header(said, &emit_header(&target.offload, 1));
         }
         copy_frames(&copies);
         for Target { token, guest, bytes, .. } in &targets {
@@ -248,5 +260,20 @@ impl Receiving<'_> {
             }
         }
         targets.len()
+    }
+}
+
+/// Writes a header, unless it is there already: nearly all are the same, and what is not written stays where it is, in
+/// the caches of both sides.
+#[inline]
+fn write_header(to: SharedSlice<'_>, header: &[u8; NET_HEADER]) {
+    // Two overlapping words are all of it, of 10 bytes or 12.
+    let behind = to.len().saturating_sub(8);
+    let word = |at: usize| header.get(at..)?.first_chunk().copied().map(u64::from_le_bytes);
+    for at in [0, behind] {
+        let Some(word) = word(at) else { continue };
+        if to.load_bytes8(at) != Some(word) {
+            to.store_bytes8(at, word);
+        }
     }
 }

@@ -176,11 +176,10 @@ impl Device {
             *broken += 1;
             return 0;
         }
-        let header = features.header_length();
         let (mut taken, mut descriptors) = (0, 0);
         let mut more = Ok(true);
         while more == Ok(true) && taken < limit && descriptors < MAX_TURN {
-            let mut burst = Arriving::new(header);
+            let mut burst = Arriving::new(*features);
             while burst.has_room() && taken + burst.len() < limit && descriptors < MAX_TURN {
                 more = queue.ring.take(memory, cache, Direction::FromDriver, buffer);
                 if more != Ok(true) {

@@ -56,6 +56,12 @@ impl Features {
         if pairs > 1 { Self::all() } else { Self::all() - Self::MQ }
     }
 
+    /// Whether a driver's header says anything of its packets: without, it is zeros (virtio 1.2 §5.1.6.2.1).
+    #[must_use]
+    pub(crate) fn has_offloads(self) -> bool {
+        self.intersects(Self::CSUM | Self::HOST_TSO4 | Self::HOST_TSO6)
+    }
+
     /// Bytes of the header before each packet: 12, or 10 for a legacy driver without mergeable buffers.
     #[must_use]
     pub fn header_length(self) -> usize {
