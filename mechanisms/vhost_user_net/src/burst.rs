@@ -5,14 +5,14 @@
 
 use arrayvec::ArrayVec;
 use linux_network::{PacketOffload, VnetHeader};
-use shared_memory::{FrameCopy, SharedSlice, TranslationCache, copy_frames};
+use shared_memory::{DmaAddress, FrameCopy, SharedSlice, TranslationCache, copy_frames};
 use zerocopy::FromBytes;
 
 use crate::{
     Features,
     memory::{DirtyLog, GuestMemory},
     packet::{MAX_PACKET, NET_HEADER, Packet, Sent, emit_header},
-    ring::{Buffer, Direction, MAX_PIECES, Ring, RingError, Token},
+    ring::{Buffer, Direction, MAX_PIECES, Piece, Ring, RingError, Token},
 };
 
 /// Packets of a burst, at most.
@@ -32,17 +32,6 @@ struct Arrival {
     end: usize,
     /// It has more pieces.
     cut: bool,
-}
-
-/// What is to be said of a packet.
-#[derive(Copy, Clone)]
-struct Parsed {
-    /// `None` if its header makes no sense.
-    offload: Option<PacketOffload>,
-    head: [u64; 2],
-    length: usize,
-    /// Pieces in which there was only its header.
-    used: usize,
 }
 
 /// Packets that a driver sends.
@@ -84,6 +73,31 @@ impl<'m> Arriving<'m> {
         self.arrivals.push(Arrival { token, end: self.pieces.len(), cut: true });
     }
 
+    /// Takes packets, each in a buffer of one descriptor and in one piece of memory, up to `most` of them.
+    #[inline]
+    pub(crate) fn add_singles(
+        &mut self,
+        memory: &'m GuestMemory,
+        cache: TranslationCache,
+        ring: &mut Ring,
+        most: usize,
+    ) {
+        let Self { header, is_said, arrivals, pieces } = self;
+        let window = memory.window(cache);
+        let most = most.min(arrivals.remaining_capacity()).min(pieces.remaining_capacity());
+        let mut left = most;
+        ring.take_singles(Direction::FromDriver, |token, Piece { guest, length }| {
+            let length = length as usize;
+            let slice = window.write_slice(DmaAddress(guest), length);
+            let Some(slice) = slice.filter(|_| left > 0 && length >= *header) else { return false };
+            left -= 1;
+            ask_for(slice, *header, *is_said);
+            pieces.push(slice);
+            arrivals.push(Arrival { token, end: pieces.len(), cut: false });
+            true
+        });
+    }
+
     /// Takes the packet in a buffer.
     #[inline]
     pub(crate) fn add(
@@ -98,11 +112,7 @@ impl<'m> Arriving<'m> {
         let mut cut = buffer.cut;
         for piece in &buffer.pieces {
             let fitted = memory.pieces(cache, piece.guest, piece.length, |slice| {
-                let (said, behind) = slice.split(*header);
-                if *is_said {
-                    said.prefetch_read();
-                }
-                behind.prefetch_read_ends(AHEAD);
+                ask_for(slice, *header, *is_said);
                 length += slice.len();
                 let fits = pieces.len() - begin < MAX_PIECES;
                 fits.then(|| pieces.try_push(slice).ok()).flatten()
@@ -120,24 +130,14 @@ impl<'m> Arriving<'m> {
     /// Reads headers and heads, and hands all packets to `each`.
     #[inline]
     pub(crate) fn hand_over(&mut self, each: &mut impl FnMut(&[Sent<'_>])) {
-        let mut parsed = ArrayVec::<Parsed, BURST>::new();
-        let mut begin = 0;
-        for arrival in &self.arrivals {
-            if let Some(pieces) = self.pieces.get_mut(begin..arrival.end) {
-                parsed.push(parse(pieces, self.header, self.is_said, arrival.cut));
-            }
-            begin = arrival.end;
-        }
+        let Self { header, is_said, arrivals, pieces } = self;
         let mut sent = ArrayVec::<Sent<'_>, BURST>::new();
-        let mut begin = 0;
-        for (arrival, of) in self.arrivals.iter().zip(&parsed) {
-            let Parsed { offload, head, length, used } = *of;
-            let pieces = self.pieces.get(begin + used..arrival.end).unwrap_or_default();
-            begin = arrival.end;
-            sent.push(match offload {
-                Some(offload) => Sent::Packet(Packet { offload, head, pieces, length }),
-                None => Sent::Malformed,
-            });
+        let (mut rest, mut begin) = (pieces.as_mut_slice(), 0);
+        for arrival in arrivals.iter() {
+            let split = std::mem::take(&mut rest).split_at_mut_checked(arrival.end - begin);
+            let Some((pieces, behind)) = split else { return };
+            (rest, begin) = (behind, arrival.end);
+            sent.push(parse(pieces, *header, *is_said, arrival.cut));
         }
         each(&sent);
     }
@@ -149,9 +149,24 @@ impl<'m> Arriving<'m> {
     }
 }
 
+/// Asks for what is looked at first of a piece of a packet.
+#[inline(always)]
+fn ask_for(piece: SharedSlice<'_>, header: usize, is_said: bool) {
+    let (said, behind) = piece.split(header);
+    if is_said {
+        said.prefetch_read();
+    }
+    behind.prefetch_read_ends(AHEAD);
+}
+
 /// Takes a packet's header away from its pieces, which begin with it, and reads it if it may say something.
 #[inline]
-fn parse(pieces: &mut [SharedSlice<'_>], header: usize, is_said: bool, cut: bool) -> Parsed {
+fn parse<'b, 'm: 'b>(
+    pieces: &'b mut [SharedSlice<'m>],
+    header: usize,
+    is_said: bool,
+    cut: bool,
+) -> Sent<'b> {
     let mut first = [0u8; NET_HEADER];
     let (mut left, mut length, mut used) = (header, 0, 0);
     for piece in pieces.iter_mut() {
@@ -170,12 +185,15 @@ fn parse(pieces: &mut [SharedSlice<'_>], header: usize, is_said: bool, cut: bool
         Ok((header, _)) if is_said => header.parse(length).ok(),
         _ => Some(PacketOffload::default()),
     };
-    let offload = said.filter(|_| !cut && length <= MAX_PACKET);
-    let head = match pieces.get(used).and_then(|first| first.load_words()) {
+    let pieces = pieces.get(used..).unwrap_or_default();
+    let Some(offload) = said.filter(|_| !cut && length <= MAX_PACKET) else {
+        return Sent::Malformed;
+    };
+    let head = match pieces.first().and_then(|first| first.load_words()) {
         Some(head) => head,
         None => gather_head(pieces),
     };
-    Parsed { offload, head, length, used }
+    Sent::Packet(Packet { offload, head, pieces, length })
 }
 
 /// The first 16 bytes of a packet whose first piece is shorter.
@@ -205,8 +223,7 @@ pub struct WholePacket<'f> {
 pub(crate) struct Receiving<'d> {
     pub(crate) ring: &'d mut Ring,
     pub(crate) memory: &'d GuestMemory,
-    pub(crate) cache: &'d mut TranslationCache,
-    pub(crate) buffer: &'d mut Buffer,
+    pub(crate) cache: TranslationCache,
     pub(crate) log: Option<&'d DirtyLog>,
     /// Bytes of its headers.
     pub(crate) header: usize,
@@ -221,43 +238,37 @@ struct Target<'m> {
 }
 
 impl Receiving<'_> {
-    /// Copies packets, each into one buffer that is one piece of memory; returns how many. It ends before the first for
-    /// which the next buffer is not of that kind, or broken, or not there.
+    /// Copies packets, each into a buffer of one descriptor that is one piece of memory; returns how many. It ends before
+    /// the first for which the next buffer is not of that kind, or broken, or not there.
     #[inline]
     pub(crate) fn put<'f>(self, packets: impl Iterator<Item = WholePacket<'f>>) -> usize {
-        let Self { ring, memory, cache, buffer, log, header } = self;
+        let Self { ring, memory, cache, log, header } = self;
         let mut targets = ArrayVec::<Target<'_>, BURST>::new();
         let mut copies = ArrayVec::<FrameCopy<'_>, BURST>::new();
-        for packet in packets.take(BURST) {
-            let position = ring.position();
+        let window = memory.window(cache);
+        let mut packets = packets.take(BURST);
+        ring.take_singles(Direction::ToDriver, |token, Piece { guest, length }| {
+            let Some(packet) = packets.next() else { return false };
             let need = header + packet.bytes.len();
-            let taken = ring.take(memory, cache, Direction::ToDriver, buffer);
-            let place = match (taken, buffer.pieces.as_slice()) {
-                (Ok(true), [piece]) if piece.length as usize >= need => {
-                    memory.slice(cache, piece.guest, need).ok().map(|bytes| (piece.guest, bytes))
-                }
-                _ => None,
-            };
-            let Some((guest, bytes)) = place.filter(|_| packet.bytes.len() >= HEAD) else {
-                ring.rewind(position);
-                break;
-            };
+            let fits = length as usize >= need && packet.bytes.len() >= HEAD;
+            let bytes = window.write_slice(DmaAddress(guest), need).filter(|_| fits);
+            let Some(bytes) = bytes else { return false };
             let (said, to) = bytes.split(header);
             said.prefetch_read();
             to.prefetch_write_ends(AHEAD);
-            targets.push(Target { token: buffer.token, guest, bytes, offload: packet.offload });
+            targets.push(Target { token, guest, bytes, offload: packet.offload });
             copies.push(FrameCopy { head: packet.head, from: packet.bytes, to });
-        }
+            true
+        });
         for target in &targets {
             let (said, _) = target.bytes.split(header);
             write_header(said, &emit_header(&target.offload, 1));
         }
         copy_frames(&copies);
-        for Target { token, guest, bytes, .. } in &targets {
-            ring.put(*token, u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-            if let Some(log) = log {
-                log.note(*guest, bytes.len() as u64);
-            }
+        let length = |bytes: SharedSlice<'_>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        ring.put_all(targets.iter().map(|target| (target.token, length(target.bytes))));
+        if let Some(log) = log {
+            targets.iter().for_each(|target| log.note(target.guest, target.bytes.len() as u64));
         }
         targets.len()
     }

@@ -181,6 +181,13 @@ impl Device {
         while more == Ok(true) && taken < limit && descriptors < MAX_TURN {
             let mut burst = Arriving::new(*features);
             while burst.has_room() && taken + burst.len() < limit && descriptors < MAX_TURN {
+                if queue.enabled {
+                    let most = limit - taken - burst.len();
+                    burst.add_singles(memory, *cache, &mut queue.ring, most);
+                    if !burst.has_room() || taken + burst.len() >= limit {
+                        break;
+                    }
+                }
                 more = queue.ring.take(memory, cache, Direction::FromDriver, buffer);
                 if more != Ok(true) {
                     break;
@@ -220,12 +227,12 @@ impl Device {
         pair: u16,
         packets: impl Iterator<Item = WholePacket<'f>>,
     ) -> usize {
-        let Self { queues, memory, watch, log, cache, buffer, features, untold, .. } = self;
+        let Self { queues, memory, watch, log, cache, features, untold, .. } = self;
         let queue = queues.get_mut(2 * usize::from(pair)).and_then(Option::as_mut);
         let queue = queue.filter(|queue| queue.enabled && queue.broken.is_none());
         let Some(queue) = queue.filter(|_| !is_lost(watch.as_ref())) else { return 0 };
         let (ring, log, header) = (&mut queue.ring, log.as_ref(), features.header_length());
-        let put = Receiving { ring, memory, cache, buffer, log, header }.put(packets);
+        let put = Receiving { ring, memory, cache: *cache, log, header }.put(packets);
         if put > 0 {
             *untold |= 1 << (pair & 63);
         }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use shared_memory::{
-    Access, DmaAddress, DmaFault, DmaMap, DmaRegion, MemoryError, MemoryWatch, SharedMapping,
-    SharedSlice, TranslationCache,
+    Access, DmaAddress, DmaFault, DmaMap, DmaRegion, DmaWindow, MemoryError, MemoryWatch,
+    SharedMapping, SharedSlice, TranslationCache,
 };
 
 /// Bytes for which the log has one bit (vhost-user "Migration").
@@ -105,6 +105,12 @@ impl GuestMemory {
         length: usize,
     ) -> Result<SharedSlice<'_>, DmaFault> {
         self.map.write_slice(cache, DmaAddress(guest), length)
+    }
+
+    /// The region of the last translation.
+    #[inline]
+    pub(crate) fn window(&self, cache: TranslationCache) -> DmaWindow<'_> {
+        self.map.window(cache)
     }
 
     /// Hands the pieces of `length` bytes at a guest physical address to `each`: one, unless they lie across regions.

@@ -16,6 +16,8 @@ use crate::{
     },
 };
 
+/// How far ahead descriptors are asked for, bytes.
+const AHEAD: usize = 128;
 /// Where a descriptor's second half is, bytes.
 const SECOND: usize = 8;
 /// Descriptor flags of packed rings alone (§2.8.1).
@@ -62,6 +64,12 @@ impl Place {
     #[inline(always)]
     const fn is_available(self, flags: u16) -> bool {
         (flags & AVAILABLE != 0) == self.wrap && (flags & USED != 0) != self.wrap
+    }
+
+    /// The flags by which a descriptor was made available to whoever has come here.
+    #[inline(always)]
+    const fn available_flags(self) -> u16 {
+        if self.wrap { AVAILABLE } else { USED }
     }
 
     /// The flags that make the descriptor here a used one.
@@ -250,6 +258,38 @@ impl PackedRing {
         }
     }
 
+    /// Takes buffers of one descriptor each for as long as `each` wants them, and there is no other.
+    #[inline(always)]
+    pub(crate) fn take_singles(
+        &mut self,
+        direction: Direction,
+        mut each: impl FnMut(Token, Piece) -> bool,
+    ) {
+        let table = self.parts.descriptors.bytes();
+        let write = if direction == Direction::ToDriver { WRITE } else { 0 };
+        // Of what is read in its order, one descriptor in a burst is written.
+        let is_written = direction == Direction::ToDriver || !self.in_order;
+        loop {
+            let place = DESCRIPTOR * usize::from(self.next.index);
+            if place.is_multiple_of(AHEAD)
+                && let Some(ahead) = table.get(place + AHEAD, DESCRIPTOR)
+            {
+                if is_written { ahead.prefetch_write() } else { ahead.prefetch_read() }
+            }
+            let Some(second) = table.load_u64(place + SECOND, Ordering::Acquire) else { return };
+            let Second { length, id, flags } = Second::parse(second);
+            let decide = AVAILABLE | USED | WRITE | NEXT | INDIRECT;
+            if flags & decide != self.next.available_flags() | write || length == 0 {
+                return;
+            }
+            let Some(guest) = table.load_bytes8(place) else { return };
+            if !each(Token { id, slots: 1 }, Piece { guest, length }) {
+                return;
+            }
+            self.next.advance(1, self.size);
+        }
+    }
+
     /// Gives a buffer back that was read.
     #[inline]
     pub(crate) fn give_back(&mut self, Token { id, slots }: Token) {
@@ -268,30 +308,38 @@ impl PackedRing {
         self.push(token, written, WRITE);
     }
 
+    /// Gives several buffers back, into which so many bytes were written.
+    #[inline(always)]
+    pub(crate) fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
+        let mut buffers = buffers;
+        if self.hidden.is_none()
+            && let Some((token, written)) = buffers.next()
+        {
+            self.put(token, written);
+        }
+        let table = self.parts.descriptors.bytes();
+        for (Token { id, slots }, length) in buffers {
+            show(table, Hidden { at: self.used, length, id, write: WRITE });
+            self.used.advance(slots, self.size);
+        }
+    }
+
     #[inline]
     fn push(&mut self, Token { id, slots }: Token, length: u32, write: u16) {
         let used = Hidden { at: self.used, length, id, write };
         if self.hidden.is_none() {
             self.hidden = Some(used);
         } else {
-            self.show(used);
+            show(self.parts.descriptors.bytes(), used);
         }
         self.used.advance(slots, self.size);
-    }
-
-    #[inline]
-    fn show(&self, Hidden { at, length, id, write }: Hidden) {
-        let second = Second { length, id, flags: at.used_flags() | write };
-        let place = DESCRIPTOR * usize::from(at.index) + SECOND;
-        // It lies inside, and is aligned.
-        let _ = self.parts.descriptors.bytes().store_u64(place, second.emit(), Ordering::Release);
     }
 
     /// Shows the driver what was given back. True if it wants to be interrupted for that.
     #[inline]
     pub(crate) fn publish(&mut self, log: Option<&DirtyLog>) -> bool {
         let Some(first) = self.hidden.take() else { return false };
-        self.show(first);
+        show(self.parts.descriptors.bytes(), first);
         if let Some(log) = log {
             self.parts.descriptors.note(log);
         }
@@ -333,6 +381,15 @@ impl PackedRing {
     pub(crate) fn ignore(&mut self, log: Option<&DirtyLog>) {
         self.set_event(0, EVENT_DISABLE, log);
     }
+}
+
+/// Shows the driver a buffer that is given back.
+#[inline(always)]
+fn show(table: SharedSlice<'_>, Hidden { at, length, id, write }: Hidden) {
+    let second = Second { length, id, flags: at.used_flags() | write };
+    let place = DESCRIPTOR * usize::from(at.index) + SECOND;
+    // It lies inside, and is aligned.
+    let _ = table.store_u64(place, second.emit(), Ordering::Release);
 }
 
 /// Adds what an indirect table describes (§2.8.8): all of it, one after the other.

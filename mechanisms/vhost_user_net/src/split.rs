@@ -150,6 +150,42 @@ impl SplitRing {
         Ok(true)
     }
 
+    /// Takes buffers of one descriptor each for as long as `each` wants them, and there is no other.
+    #[inline(always)]
+    pub(crate) fn take_singles(
+        &mut self,
+        direction: Direction,
+        mut each: impl FnMut(Token, Piece) -> bool,
+    ) {
+        let (available, table) = (self.parts.available.bytes(), self.parts.descriptors.bytes());
+        let wanted = if direction == Direction::ToDriver { WRITE } else { 0 };
+        loop {
+            if self.next == self.seen {
+                let index = available.load_u16(INDEX, Ordering::Acquire);
+                let Some(index) = index.filter(|index| {
+                    let more = index.wrapping_sub(self.next);
+                    more > 0 && more <= self.size
+                }) else {
+                    return;
+                };
+                self.seen = index;
+            }
+            let entry = ENTRIES + 2 * self.place(self.next);
+            let Some(id) = available.load_u16(entry, Ordering::Relaxed) else { return };
+            let words = table.get(DESCRIPTOR * usize::from(id), DESCRIPTOR);
+            let words: Option<[u64; 2]> = words.and_then(|words| words.load_words());
+            let Some([guest, second]) = words else { return };
+            let (length, flags) = length_and_flags(second);
+            if flags & (WRITE | NEXT | INDIRECT) != wanted
+                || length == 0
+                || !each(Token { id, slots: 1 }, Piece { guest, length })
+            {
+                return;
+            }
+            self.next = self.next.wrapping_add(1);
+        }
+    }
+
     #[inline]
     fn walk(
         &self,
@@ -167,9 +203,7 @@ impl SplitRing {
             let words = table.get(DESCRIPTOR * usize::from(index), DESCRIPTOR);
             let words: Option<[u64; 2]> = words.and_then(|words| words.load_words());
             let [guest, rest] = words.ok_or(RingError::Descriptor { index, size })?;
-            let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
-            let length = u32::from_le_bytes([l0, l1, l2, l3]);
-            let flags = u16::from_le_bytes([f0, f1]);
+            let (length, flags) = length_and_flags(rest);
             if flags & INDIRECT != 0 {
                 let refused = RingError::Indirect { length };
                 let entries = length / 16;
@@ -186,6 +220,7 @@ impl SplitRing {
             if flags & NEXT == 0 {
                 return Ok(());
             }
+            let [_, _, _, _, _, _, n0, n1] = rest.to_le_bytes();
             index = u16::from_le_bytes([n0, n1]);
         }
     }
@@ -253,6 +288,13 @@ impl SplitRing {
             }
         }
     }
+}
+
+/// Of a descriptor's second half.
+#[inline(always)]
+fn length_and_flags(second: u64) -> (u32, u16) {
+    let [l0, l1, l2, l3, f0, f1, ..] = second.to_le_bytes();
+    (u32::from_le_bytes([l0, l1, l2, l3]), u16::from_le_bytes([f0, f1]))
 }
 
 /// Whether an index that went from `before` to `now` has passed `event` (§2.7.10).
