@@ -4,19 +4,21 @@
 //! is asked for before the first byte of it is looked at, so that the waits are one.
 
 use arrayvec::ArrayVec;
-use linux_network::{PacketOffload, VnetHeader};
-use shared_memory::{DmaAddress, FrameCopy, SharedSlice, TranslationCache, copy_frames};
+use linux_network::{ChecksumState, PacketOffload, VnetHeader};
+use shared_memory::{DmaAddress, DmaWindow, FrameCopy, SharedSlice, TranslationCache, copy_frames};
 use zerocopy::FromBytes;
 
 use crate::{
     Features,
     memory::{DirtyLog, GuestMemory},
     packet::{MAX_PACKET, NET_HEADER, Packet, Sent, emit_header},
-    ring::{Buffer, Direction, MAX_PIECES, Piece, Ring, RingError, Token},
+    ring::{Buffer, Bursts, Direction, MAX_PIECES, Piece, Ring, RingError, Token},
 };
 
 /// Packets of a burst, at most.
-pub(crate) const BURST: usize = 32;
+const BURST: usize = 32;
+/// Packets of a driver's that are asked for before the first of them is looked at, at most.
+const ARRIVALS: usize = 2 * BURST;
 /// Pieces of a burst's packets, at most: nearly all packets have one or two.
 const PIECES: usize = 4 * MAX_PIECES;
 /// Cache lines of a packet that are asked for before it is its turn, beside its last.
@@ -29,7 +31,7 @@ const HEAD: usize = 16;
 struct Arrival {
     token: Token,
     /// Where its pieces end; they begin where the one's before end.
-    end: usize,
+    end: u16,
     /// It has more pieces.
     cut: bool,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Arriving<'m> {
     header: usize,
     /// It may say something.
     is_said: bool,
-    arrivals: ArrayVec<Arrival, BURST>,
+    arrivals: ArrayVec<Arrival, ARRIVALS>,
     pieces: ArrayVec<SharedSlice<'m>, PIECES>,
 }
 
@@ -70,7 +72,7 @@ impl<'m> Arriving<'m> {
 
     /// Takes a buffer that goes nowhere.
     pub(crate) fn discard(&mut self, token: Token) {
-        self.arrivals.push(Arrival { token, end: self.pieces.len(), cut: true });
+        self.arrivals.push(Arrival { token, end: place(self.pieces.len()), cut: true });
     }
 
     /// Takes packets, each in a buffer of one descriptor and in one piece of memory, up to `most` of them.
@@ -82,18 +84,26 @@ impl<'m> Arriving<'m> {
         ring: &mut Ring,
         most: usize,
     ) {
-        let Self { header, is_said, arrivals, pieces } = self;
         let window = memory.window(cache);
-        let most = most.min(arrivals.remaining_capacity()).min(pieces.remaining_capacity());
-        let mut left = most;
+        match ring {
+            Ring::Split(ring) => self.add_singles_of(ring, window, most),
+            Ring::Packed(ring) => self.add_singles_of(ring, window, most),
+        }
+    }
+
+    #[inline]
+    fn add_singles_of(&mut self, ring: &mut impl Bursts, window: DmaWindow<'m>, most: usize) {
+        let Self { header, is_said, arrivals, pieces } = self;
+        let (header, is_said) = (*header, *is_said);
+        let mut left = most.min(arrivals.remaining_capacity()).min(pieces.remaining_capacity());
         ring.take_singles(Direction::FromDriver, |token, Piece { guest, length }| {
             let length = length as usize;
             let slice = window.write_slice(DmaAddress(guest), length);
-            let Some(slice) = slice.filter(|_| left > 0 && length >= *header) else { return false };
+            let Some(slice) = slice.filter(|_| left > 0 && length >= header) else { return false };
             left -= 1;
-            ask_for(slice, *header, *is_said);
+            ask_for(slice, header, is_said);
             pieces.push(slice);
-            arrivals.push(Arrival { token, end: pieces.len(), cut: false });
+            arrivals.push(Arrival { token, end: place(pieces.len()), cut: false });
             true
         });
     }
@@ -123,7 +133,7 @@ impl<'m> Arriving<'m> {
             pieces.truncate(begin);
             return Err(RingError::NoRoom);
         }
-        arrivals.push(Arrival { token: buffer.token, end: pieces.len(), cut });
+        arrivals.push(Arrival { token: buffer.token, end: place(pieces.len()), cut });
         Ok(())
     }
 
@@ -134,9 +144,16 @@ impl<'m> Arriving<'m> {
         let mut sent = ArrayVec::<Sent<'_>, BURST>::new();
         let (mut rest, mut begin) = (pieces.as_mut_slice(), 0);
         for arrival in arrivals.iter() {
-            let split = std::mem::take(&mut rest).split_at_mut_checked(arrival.end - begin);
-            let Some((pieces, behind)) = split else { return };
+            let count = usize::from(arrival.end - begin);
+            let Some((pieces, behind)) = std::mem::take(&mut rest).split_at_mut_checked(count)
+            else {
+                return;
+            };
             (rest, begin) = (behind, arrival.end);
+            if sent.is_full() {
+                each(&sent);
+                sent.clear();
+            }
             sent.push(parse(pieces, *header, *is_said, arrival.cut));
         }
         each(&sent);
@@ -147,6 +164,13 @@ impl<'m> Arriving<'m> {
     pub(crate) fn tokens(&self) -> impl Iterator<Item = Token> {
         self.arrivals.iter().map(|arrival| arrival.token)
     }
+}
+
+/// A number of pieces.
+#[inline(always)]
+fn place(pieces: usize) -> u16 {
+    const { assert!(PIECES <= u16::MAX as usize) };
+    u16::try_from(pieces).unwrap_or(u16::MAX)
 }
 
 /// Asks for what is looked at first of a piece of a packet.
@@ -167,6 +191,18 @@ fn parse<'b, 'm: 'b>(
     is_said: bool,
     cut: bool,
 ) -> Sent<'b> {
+    if let ([piece], false, false) = (&mut *pieces, is_said, cut) {
+        let (_, rest) = piece.split(header);
+        if let (Some(head), length @ ..=MAX_PACKET) = (rest.load_words(), rest.len()) {
+            *piece = rest;
+            return Sent::Packet(Packet {
+                offload: PacketOffload::default(),
+                head,
+                pieces,
+                length,
+            });
+        }
+    }
     let mut first = [0u8; NET_HEADER];
     let (mut left, mut length, mut used) = (header, 0, 0);
     for piece in pieces.iter_mut() {
@@ -211,17 +247,17 @@ fn gather_head(pieces: &[SharedSlice<'_>]) -> [u64; 2] {
 /// A packet for a driver that lies in one piece of memory, of at least 16 bytes.
 #[derive(Copy, Clone, Debug)]
 pub struct WholePacket<'f> {
-    /// What its header says.
-    pub offload: PacketOffload,
+    /// Somebody vouches for its checksum. Nothing else is to be said of it.
+    pub verified: bool,
     /// Its first 16 bytes, in memory order: what is delivered.
     pub head: [u64; 2],
     /// All of it.
     pub bytes: SharedSlice<'f>,
 }
 
-/// A driver's receive queue, as a burst is put into it.
-pub(crate) struct Receiving<'d> {
-    pub(crate) ring: &'d mut Ring,
+/// The driver to whom a burst goes.
+#[derive(Copy, Clone)]
+pub(crate) struct Receiver<'d> {
     pub(crate) memory: &'d GuestMemory,
     pub(crate) cache: TranslationCache,
     pub(crate) log: Option<&'d DirtyLog>,
@@ -234,57 +270,89 @@ struct Target<'m> {
     token: Token,
     guest: u64,
     bytes: SharedSlice<'m>,
-    offload: PacketOffload,
+    verified: bool,
 }
 
-impl Receiving<'_> {
+impl Receiver<'_> {
     /// Copies packets, each into a buffer of one descriptor that is one piece of memory; returns how many. It ends before
     /// the first for which the next buffer is not of that kind, or broken, or not there.
     #[inline]
-    pub(crate) fn put<'f>(self, packets: impl Iterator<Item = WholePacket<'f>>) -> usize {
-        let Self { ring, memory, cache, log, header } = self;
-        let mut targets = ArrayVec::<Target<'_>, BURST>::new();
-        let mut copies = ArrayVec::<FrameCopy<'_>, BURST>::new();
-        let window = memory.window(cache);
-        let mut packets = packets.take(BURST);
-        ring.take_singles(Direction::ToDriver, |token, Piece { guest, length }| {
-            let Some(packet) = packets.next() else { return false };
-            let need = header + packet.bytes.len();
-            let fits = length as usize >= need && packet.bytes.len() >= HEAD;
-            let bytes = window.write_slice(DmaAddress(guest), need).filter(|_| fits);
-            let Some(bytes) = bytes else { return false };
-            let (said, to) = bytes.split(header);
-            said.prefetch_read();
-            to.prefetch_write_ends(AHEAD);
-            targets.push(Target { token, guest, bytes, offload: packet.offload });
-            copies.push(FrameCopy { head: packet.head, from: packet.bytes, to });
-            true
-        });
-        for target in &targets {
-            let (said, _) = target.bytes.split(header);
-            write_header(said, &emit_header(&target.offload, 1));
+    pub(crate) fn put<'f>(
+        self,
+        ring: &mut Ring,
+        packets: impl Iterator<Item = WholePacket<'f>>,
+    ) -> usize {
+        match ring {
+            Ring::Split(ring) => put_singles(ring, self, packets),
+            Ring::Packed(ring) => put_singles(ring, self, packets),
         }
-        copy_frames(&copies);
-        let length = |bytes: SharedSlice<'_>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        ring.put_all(targets.iter().map(|target| (target.token, length(target.bytes))));
-        if let Some(log) = log {
-            targets.iter().for_each(|target| log.note(target.guest, target.bytes.len() as u64));
-        }
-        targets.len()
     }
 }
 
-/// Writes a header, unless it is there already: nearly all are the same, and what is not written stays where it is, in
-/// the caches of both sides.
 #[inline]
-fn write_header(to: SharedSlice<'_>, header: &[u8; NET_HEADER]) {
-    // Two overlapping words are all of it, of 10 bytes or 12.
-    let behind = to.len().saturating_sub(8);
-    let word = |at: usize| header.get(at..)?.first_chunk().copied().map(u64::from_le_bytes);
-    for at in [0, behind] {
-        let Some(word) = word(at) else { continue };
-        if to.load_bytes8(at) != Some(word) {
-            to.store_bytes8(at, word);
+fn put_singles<'f>(
+    ring: &mut impl Bursts,
+    receiver: Receiver<'_>,
+    packets: impl Iterator<Item = WholePacket<'f>>,
+) -> usize {
+    let Receiver { memory, cache, log, header } = receiver;
+    let mut targets = ArrayVec::<Target<'_>, BURST>::new();
+    let mut copies = ArrayVec::<FrameCopy<'_>, BURST>::new();
+    let window = memory.window(cache);
+    let mut packets = packets.take(BURST);
+    ring.take_singles(Direction::ToDriver, |token, Piece { guest, length }| {
+        let Some(packet) = packets.next() else { return false };
+        let need = header + packet.bytes.len();
+        let fits = length as usize >= need && packet.bytes.len() >= HEAD;
+        let bytes = window.write_slice(DmaAddress(guest), need).filter(|_| fits);
+        let Some(bytes) = bytes else { return false };
+        let (said, to) = bytes.split(header);
+        said.prefetch_read();
+        to.prefetch_write_ends(AHEAD);
+        targets.push(Target { token, guest, bytes, verified: packet.verified });
+        copies.push(FrameCopy { head: packet.head, from: packet.bytes, to });
+        true
+    });
+    copy_frames(&copies);
+    let headers = [ChecksumState::Complete, ChecksumState::Verified]
+        .map(|checksum| HeaderWords::new(&PacketOffload { checksum, segmentation: None }, header));
+    let [complete, verified] = &headers;
+    for target in &targets {
+        if target.verified { verified } else { complete }.write(target.bytes);
+    }
+    let length = |bytes: SharedSlice<'_>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    ring.put_all(targets.iter().map(|target| (target.token, length(target.bytes))));
+    if let Some(log) = log {
+        targets.iter().for_each(|target| log.note(target.guest, target.bytes.len() as u64));
+    }
+    targets.len()
+}
+
+/// A header of a packet in one buffer, as two words that overlap.
+struct HeaderWords {
+    first: u64,
+    last: u64,
+    /// Where the last one is.
+    behind: usize,
+}
+
+impl HeaderWords {
+    fn new(offload: &PacketOffload, header: usize) -> Self {
+        let bytes = emit_header(offload, 1);
+        let word = |at: usize| bytes.get(at..).and_then(|bytes| bytes.first_chunk()).copied();
+        let word = |at: usize| u64::from_le_bytes(word(at).unwrap_or_default());
+        let behind = header.saturating_sub(8);
+        Self { first: word(0), last: word(behind), behind }
+    }
+
+    /// Writes it, unless it is there already: nearly all are the same, and what is not written stays where it is, in the
+    /// caches of both sides.
+    #[inline(always)]
+    fn write(&self, to: SharedSlice<'_>) {
+        for (at, word) in [(0, self.first), (self.behind, self.last)] {
+            if to.load_bytes8(at) != Some(word) {
+                to.store_bytes8(at, word);
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use shared_memory::{MemoryWatch, SharedSlice, TranslationCache};
 
 use crate::{
     Features, WholePacket,
-    burst::{Arriving, Receiving},
+    burst::{Arriving, Receiver},
     memory::{DirtyLog, GuestMemory},
     packet::{MAX_TARGETS, Sent, emit_header, scatter, write_packet},
     ring::{Addresses, Buffer, Direction, Piece, Ring, RingError, Token},
@@ -231,8 +231,9 @@ impl Device {
         let queue = queues.get_mut(2 * usize::from(pair)).and_then(Option::as_mut);
         let queue = queue.filter(|queue| queue.enabled && queue.broken.is_none());
         let Some(queue) = queue.filter(|_| !is_lost(watch.as_ref())) else { return 0 };
-        let (ring, log, header) = (&mut queue.ring, log.as_ref(), features.header_length());
-        let put = Receiving { ring, memory, cache: *cache, log, header }.put(packets);
+        let (log, header) = (log.as_ref(), features.header_length());
+        let receiver = Receiver { memory, cache: *cache, log, header };
+        let put = receiver.put(&mut queue.ring, packets);
         if put > 0 {
             *untold |= 1 << (pair & 63);
         }

@@ -11,8 +11,8 @@ use crate::{
     Features,
     memory::{DirtyLog, GuestMemory, View},
     ring::{
-        Addresses, Buffer, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece, RingError,
-        Token, WRITE, part,
+        Addresses, Buffer, Bursts, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece,
+        RingError, Token, WRITE, part,
     },
 };
 
@@ -258,38 +258,6 @@ impl PackedRing {
         }
     }
 
-    /// Takes buffers of one descriptor each for as long as `each` wants them, and there is no other.
-    #[inline(always)]
-    pub(crate) fn take_singles(
-        &mut self,
-        direction: Direction,
-        mut each: impl FnMut(Token, Piece) -> bool,
-    ) {
-        let table = self.parts.descriptors.bytes();
-        let write = if direction == Direction::ToDriver { WRITE } else { 0 };
-        // Of what is read in its order, one descriptor in a burst is written.
-        let is_written = direction == Direction::ToDriver || !self.in_order;
-        loop {
-            let place = DESCRIPTOR * usize::from(self.next.index);
-            if place.is_multiple_of(AHEAD)
-                && let Some(ahead) = table.get(place + AHEAD, DESCRIPTOR)
-            {
-                if is_written { ahead.prefetch_write() } else { ahead.prefetch_read() }
-            }
-            let Some(second) = table.load_u64(place + SECOND, Ordering::Acquire) else { return };
-            let Second { length, id, flags } = Second::parse(second);
-            let decide = AVAILABLE | USED | WRITE | NEXT | INDIRECT;
-            if flags & decide != self.next.available_flags() | write || length == 0 {
-                return;
-            }
-            let Some(guest) = table.load_bytes8(place) else { return };
-            if !each(Token { id, slots: 1 }, Piece { guest, length }) {
-                return;
-            }
-            self.next.advance(1, self.size);
-        }
-    }
-
     /// Gives a buffer back that was read.
     #[inline]
     pub(crate) fn give_back(&mut self, Token { id, slots }: Token) {
@@ -306,22 +274,6 @@ impl PackedRing {
     #[inline]
     pub(crate) fn put(&mut self, token: Token, written: u32) {
         self.push(token, written, WRITE);
-    }
-
-    /// Gives several buffers back, into which so many bytes were written.
-    #[inline(always)]
-    pub(crate) fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
-        let mut buffers = buffers;
-        if self.hidden.is_none()
-            && let Some((token, written)) = buffers.next()
-        {
-            self.put(token, written);
-        }
-        let table = self.parts.descriptors.bytes();
-        for (Token { id, slots }, length) in buffers {
-            show(table, Hidden { at: self.used, length, id, write: WRITE });
-            self.used.advance(slots, self.size);
-        }
     }
 
     #[inline]
@@ -380,6 +332,50 @@ impl PackedRing {
     /// Wants no notifications until [`Self::listen`].
     pub(crate) fn ignore(&mut self, log: Option<&DirtyLog>) {
         self.set_event(0, EVENT_DISABLE, log);
+    }
+}
+
+impl Bursts for PackedRing {
+    #[inline(always)]
+    fn take_singles(&mut self, direction: Direction, mut each: impl FnMut(Token, Piece) -> bool) {
+        let table = self.parts.descriptors.bytes();
+        let write = if direction == Direction::ToDriver { WRITE } else { 0 };
+        // Of what is read in its order, one descriptor in a burst is written.
+        let is_written = direction == Direction::ToDriver || !self.in_order;
+        loop {
+            let place = DESCRIPTOR * usize::from(self.next.index);
+            if place.is_multiple_of(AHEAD)
+                && let Some(ahead) = table.get(place + AHEAD, DESCRIPTOR)
+            {
+                if is_written { ahead.prefetch_write() } else { ahead.prefetch_read() }
+            }
+            let Some(second) = table.load_u64(place + SECOND, Ordering::Acquire) else { return };
+            let Second { length, id, flags } = Second::parse(second);
+            let decide = AVAILABLE | USED | WRITE | NEXT | INDIRECT;
+            if flags & decide != self.next.available_flags() | write || length == 0 {
+                return;
+            }
+            let Some(guest) = table.load_bytes8(place) else { return };
+            if !each(Token { id, slots: 1 }, Piece { guest, length }) {
+                return;
+            }
+            self.next.advance(1, self.size);
+        }
+    }
+
+    #[inline(always)]
+    fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
+        let mut buffers = buffers;
+        if self.hidden.is_none()
+            && let Some((token, written)) = buffers.next()
+        {
+            self.put(token, written);
+        }
+        let table = self.parts.descriptors.bytes();
+        for (Token { id, slots }, length) in buffers {
+            show(table, Hidden { at: self.used, length, id, write: WRITE });
+            self.used.advance(slots, self.size);
+        }
     }
 }
 

@@ -172,6 +172,16 @@ impl Buffer {
     }
 }
 
+/// What is done with many buffers at once, on a ring whose kind is known.
+pub(crate) trait Bursts {
+    /// Takes buffers of one descriptor each for as long as `each` wants them; ends before any other, and where nothing or
+    /// nothing good is available.
+    fn take_singles(&mut self, direction: Direction, each: impl FnMut(Token, Piece) -> bool);
+
+    /// Gives buffers back, into which so many bytes were written; the driver sees them by [`Ring::publish`].
+    fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>);
+}
+
 /// A virtqueue of either kind.
 ///
 /// Buffers are given back in the order in which they were taken.
@@ -245,17 +255,6 @@ impl Ring {
         on_either!(self, ring => ring.take(memory, cache, direction, buffer))
     }
 
-    /// Takes buffers of one descriptor each for as long as `each` wants them; ends before any other, and where nothing or
-    /// nothing good is available.
-    #[inline(always)]
-    pub(crate) fn take_singles(
-        &mut self,
-        direction: Direction,
-        each: impl FnMut(Token, Piece) -> bool,
-    ) {
-        on_either!(self, ring => ring.take_singles(direction, each));
-    }
-
     /// Gives a buffer back that was read; the driver sees it by [`Self::publish`].
     #[inline]
     pub(crate) fn give_back(&mut self, token: Token) {
@@ -271,15 +270,6 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.put(token.id, written),
             Self::Packed(ring) => ring.put(token, written),
-        }
-    }
-
-    /// As [`Self::put`], of several.
-    #[inline(always)]
-    pub(crate) fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
-        match self {
-            Self::Split(ring) => buffers.for_each(|(token, written)| ring.put(token.id, written)),
-            Self::Packed(ring) => ring.put_all(buffers),
         }
     }
 

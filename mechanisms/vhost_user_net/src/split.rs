@@ -10,8 +10,8 @@ use crate::{
     Features,
     memory::{DirtyLog, GuestMemory, View},
     ring::{
-        Addresses, Buffer, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece, RingError,
-        Token, WRITE, part,
+        Addresses, Buffer, Bursts, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece,
+        RingError, Token, WRITE, part,
     },
 };
 
@@ -150,42 +150,6 @@ impl SplitRing {
         Ok(true)
     }
 
-    /// Takes buffers of one descriptor each for as long as `each` wants them, and there is no other.
-    #[inline(always)]
-    pub(crate) fn take_singles(
-        &mut self,
-        direction: Direction,
-        mut each: impl FnMut(Token, Piece) -> bool,
-    ) {
-        let (available, table) = (self.parts.available.bytes(), self.parts.descriptors.bytes());
-        let wanted = if direction == Direction::ToDriver { WRITE } else { 0 };
-        loop {
-            if self.next == self.seen {
-                let index = available.load_u16(INDEX, Ordering::Acquire);
-                let Some(index) = index.filter(|index| {
-                    let more = index.wrapping_sub(self.next);
-                    more > 0 && more <= self.size
-                }) else {
-                    return;
-                };
-                self.seen = index;
-            }
-            let entry = ENTRIES + 2 * self.place(self.next);
-            let Some(id) = available.load_u16(entry, Ordering::Relaxed) else { return };
-            let words = table.get(DESCRIPTOR * usize::from(id), DESCRIPTOR);
-            let words: Option<[u64; 2]> = words.and_then(|words| words.load_words());
-            let Some([guest, second]) = words else { return };
-            let (length, flags) = length_and_flags(second);
-            if flags & (WRITE | NEXT | INDIRECT) != wanted
-                || length == 0
-                || !each(Token { id, slots: 1 }, Piece { guest, length })
-            {
-                return;
-            }
-            self.next = self.next.wrapping_add(1);
-        }
-    }
-
     #[inline]
     fn walk(
         &self,
@@ -287,6 +251,44 @@ impl SplitRing {
                 self.parts.used.note(log);
             }
         }
+    }
+}
+
+impl Bursts for SplitRing {
+    #[inline(always)]
+    fn take_singles(&mut self, direction: Direction, mut each: impl FnMut(Token, Piece) -> bool) {
+        let (available, table) = (self.parts.available.bytes(), self.parts.descriptors.bytes());
+        let wanted = if direction == Direction::ToDriver { WRITE } else { 0 };
+        loop {
+            if self.next == self.seen {
+                let index = available.load_u16(INDEX, Ordering::Acquire);
+                let Some(index) = index.filter(|index| {
+                    let more = index.wrapping_sub(self.next);
+                    more > 0 && more <= self.size
+                }) else {
+                    return;
+                };
+                self.seen = index;
+            }
+            let entry = ENTRIES + 2 * self.place(self.next);
+            let Some(id) = available.load_u16(entry, Ordering::Relaxed) else { return };
+            let words = table.get(DESCRIPTOR * usize::from(id), DESCRIPTOR);
+            let words: Option<[u64; 2]> = words.and_then(|words| words.load_words());
+            let Some([guest, second]) = words else { return };
+            let (length, flags) = length_and_flags(second);
+            if flags & (WRITE | NEXT | INDIRECT) != wanted
+                || length == 0
+                || !each(Token { id, slots: 1 }, Piece { guest, length })
+            {
+                return;
+            }
+            self.next = self.next.wrapping_add(1);
+        }
+    }
+
+    #[inline(always)]
+    fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
+        buffers.for_each(|(token, written)| self.put(token.id, written));
     }
 }
 

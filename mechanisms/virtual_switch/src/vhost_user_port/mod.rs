@@ -187,14 +187,12 @@ fn frame_of<'f>(packet: &Packet<'f>) -> Frame<'f> {
 #[inline]
 fn whole<'f>(frame: &Frame<'f>, features: Features) -> Option<WholePacket<'f>> {
     let ([bytes], None) = (frame.pieces, frame.tci) else { return None };
-    let offload = match &frame.offloads {
-        Offloads::Known(known) => offloads::of_known(known, features),
-        Offloads::Asked(asked) if asked.checksum.is_none() && asked.segmentation.is_none() => {
-            PacketOffload::default()
-        }
+    let verified = match &frame.offloads {
+        Offloads::Known(known) => offloads::is_verified(known, features),
+        Offloads::Asked(asked) if asked.checksum.is_none() && asked.segmentation.is_none() => false,
         Offloads::Asked(_) => return None,
     };
-    Some(WholePacket { offload, head: frame.head, bytes: *bytes })
+    Some(WholePacket { verified, head: frame.head, bytes: *bytes })
 }
 
 /// Hands what a guest has sent to the switch. What is no frame goes as a frame of no bytes, which is counted there.
