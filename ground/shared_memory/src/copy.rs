@@ -112,8 +112,8 @@ pub unsafe fn copy_bytes(to: *mut u8, from: *const u8, length: usize) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,bmi2")]
 unsafe fn copy_avx512(to: *mut u8, from: *const u8, length: usize) {
     use std::arch::x86_64::{
-        _bzhi_u64, _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8,
-        _mm512_storeu_si512,
+        _bzhi_u64, _mm_loadu_si128, _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256,
+        _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_storeu_si512,
     };
     let mut done = 0;
     // SAFETY: every access lies in done..length; the masked ones touch only the bytes under the mask.
@@ -133,8 +133,25 @@ unsafe fn copy_avx512(to: *mut u8, from: *const u8, length: usize) {
             _mm512_storeu_si512(to.add(done).cast(), _mm512_loadu_si512(from.add(done).cast()));
             done += 64;
         }
+        // What is left overlaps what is done, or itself: two plain stores are quicker than a masked one.
         let rest = length - done;
-        if rest > 0 {
+        if rest == 0 {
+            return;
+        }
+        if length >= 64 {
+            let tail = _mm512_loadu_si512(from.add(length - 64).cast());
+            _mm512_storeu_si512(to.add(length - 64).cast(), tail);
+        } else if length >= 32 {
+            let first = _mm256_loadu_si256(from.cast());
+            let last = _mm256_loadu_si256(from.add(length - 32).cast());
+            _mm256_storeu_si256(to.cast(), first);
+            _mm256_storeu_si256(to.add(length - 32).cast(), last);
+        } else if length >= 16 {
+            let first = _mm_loadu_si128(from.cast());
+            let last = _mm_loadu_si128(from.add(length - 16).cast());
+            _mm_storeu_si128(to.cast(), first);
+            _mm_storeu_si128(to.add(length - 16).cast(), last);
+        } else {
             #[expect(clippy::cast_possible_truncation, reason = "rest < 64")]
             let mask = _bzhi_u64(u64::MAX, rest as u32);
             let tail = _mm512_maskz_loadu_epi8(mask, from.add(done).cast());
