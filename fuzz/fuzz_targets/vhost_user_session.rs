@@ -20,7 +20,7 @@ use linux_network::{ChecksumState, PacketOffload};
 use owner_thread::{Handle, OwnerThread};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use shared_memory::{PageSize, SharedMapping, create_memfd};
-use vhost_user_net::{Device, Sent, VhostUserServer};
+use vhost_user_net::{Device, Sent, VhostUserServer, WholePacket};
 
 const PAIRS: u16 = 2;
 const MEMORY: usize = 0x2_0000;
@@ -63,7 +63,11 @@ impl World {
             for pair in 0..PAIRS {
                 let taken = device.transmitted(pair, 64, |burst| {
                     for sent in burst {
-                        if let Sent::Packet(packet) = sent {
+                        let packet = match sent {
+                            Sent::Plain(packet) => Some(packet),
+                            Sent::Other(unread) => unread.read().map(|(packet, _)| packet),
+                        };
+                        if let Some(packet) = packet {
                             let bytes: usize = packet.pieces.iter().map(|piece| piece.len()).sum();
                             assert_eq!(packet.length, bytes);
                         }
@@ -76,6 +80,9 @@ impl World {
                 let checksum = ChecksumState::Complete;
                 let offload = PacketOffload { checksum, segmentation: None };
                 let _ = device.put(pair, &offload, length, &[head], pieces.into_iter());
+                let whole = pieces.map(|bytes| WholePacket { verified: true, head: [0; 2], bytes });
+                let put = device.put_whole(pair, whole.into_iter());
+                assert!(put <= 1);
             }
             device.flush();
             if device.prepare_to_wait() {

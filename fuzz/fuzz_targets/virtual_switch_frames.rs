@@ -57,20 +57,20 @@ impl End {
 }
 
 impl Port for End {
-    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&Frame<'_>)) -> bool {
+    fn poll(&mut self, _now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool {
         let Some(packet) = self.wire().to_send.pop_front() else { return false };
         let pieces: Vec<_> = packet
             .pieces
             .iter()
             .map(|(at, length)| self.memory.slice(*at, *length).expect("inside memory"))
             .collect();
-        forward(&Frame {
+        forward(&[Frame {
             head: packet.head,
             pieces: &pieces,
             length: pieces.iter().map(|piece| piece.len()).sum(),
             tci: packet.tci,
-            offloads: packet.offloads,
-        });
+            offloads: &packet.offloads,
+        }]);
         true
     }
 

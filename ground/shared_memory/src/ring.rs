@@ -12,6 +12,7 @@ use std::{
 use crate::{DmaAddress, DmaFault, DmaMap, MemoryError, SharedMapping};
 
 /// A ring of descriptors of `QWORDS` 64-bit words each.
+#[derive(Debug)]
 pub struct DescriptorRing<const QWORDS: usize> {
     base: NonNull<AtomicU64>,
     length: u16,

@@ -245,29 +245,29 @@ impl<'a> SharedSlice<'a> {
     }
 
     /// Hints that these bytes will be read soon: the first `lines` cache lines of them, and the last.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_read_ends(&self, lines: usize) {
-        for line in self.lines(lines) {
-            crate::copy::prefetch_read(line);
-        }
+        self.lines(lines, crate::copy::prefetch_read);
     }
 
     /// Hints that these bytes will be written soon: the first `lines` cache lines of them, and the last.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_write_ends(&self, lines: usize) {
-        for line in self.lines(lines) {
-            crate::copy::prefetch_write(line);
-        }
+        self.lines(lines, crate::copy::prefetch_write);
     }
 
-    /// Addresses in the first `lines` of the cache lines in which there are bytes, and in the last one.
-    #[inline]
-    fn lines(&self, lines: usize) -> impl Iterator<Item = *const u8> {
-        let begin = self.base.as_ptr() as usize & (LINE - 1);
-        let count = (begin + self.length).div_ceil(LINE);
+    /// Hands addresses in the first `lines` of the cache lines in which there are bytes, and in the last one, to `each`.
+    #[inline(always)]
+    fn lines(&self, lines: usize, each: impl Fn(*const u8)) {
         let first = self.base.as_ptr().cast_const();
-        let after = (lines < count).then(|| first.wrapping_add(self.length.saturating_sub(1)));
-        (0..count.min(lines)).map(move |line| first.wrapping_add(line * LINE)).chain(after)
+        each(first);
+        let count = (first as usize % LINE + self.length).div_ceil(LINE);
+        for line in 1..count.min(lines) {
+            each(first.wrapping_add(line * LINE));
+        }
+        if count > lines {
+            each(first.wrapping_add(self.length - 1));
+        }
     }
 }
 

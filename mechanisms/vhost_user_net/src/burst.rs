@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 use crate::{
     Features,
     memory::{DirtyLog, GuestMemory},
-    packet::{MAX_PACKET, NET_HEADER, Packet, Sent, emit_header},
+    packet::{MAX_PACKET, NET_HEADER, Packet, emit_header},
     ring::{Buffer, Bursts, Direction, MAX_PIECES, Piece, Ring, RingError, Token},
 };
 
@@ -27,7 +27,7 @@ const AHEAD: usize = 4;
 const HEAD: usize = 16;
 
 /// A buffer of the driver's, as it was taken.
-#[derive(Copy, Clone)]
+#[derive(Copy, Clone, Debug)]
 struct Arrival {
     token: Token,
     /// Where its pieces end; they begin where the one's before end.
@@ -137,32 +137,111 @@ impl<'m> Arriving<'m> {
         Ok(())
     }
 
-    /// Reads headers and heads, and hands all packets to `each`.
+    /// Hands all packets to `each`, some at a time.
     #[inline]
-    pub(crate) fn hand_over(&mut self, each: &mut impl FnMut(&[Sent<'_>])) {
+    pub(crate) fn hand_over(&mut self, each: &mut impl FnMut(SentBurst<'_, 'm>)) {
         let Self { header, is_said, arrivals, pieces } = self;
-        let mut sent = ArrayVec::<Sent<'_>, BURST>::new();
+        let (header, is_said) = (*header, *is_said);
         let (mut rest, mut begin) = (pieces.as_mut_slice(), 0);
-        for arrival in arrivals.iter() {
-            let count = usize::from(arrival.end - begin);
-            let Some((pieces, behind)) = std::mem::take(&mut rest).split_at_mut_checked(count)
-            else {
-                return;
-            };
-            (rest, begin) = (behind, arrival.end);
-            if sent.is_full() {
-                each(&sent);
-                sent.clear();
-            }
-            sent.push(parse(pieces, *header, *is_said, arrival.cut));
+        for arrivals in arrivals.chunks(BURST) {
+            let end = arrivals.last().map_or(begin, |last| last.end);
+            let split = std::mem::take(&mut rest).split_at_mut_checked(usize::from(end - begin));
+            let Some((pieces, behind)) = split else { return };
+            each(SentBurst { header, is_said, arrivals: arrivals.iter(), begin, pieces });
+            (rest, begin) = (behind, end);
         }
-        each(&sent);
     }
 
     /// By which all are given back, in their order.
     #[inline]
     pub(crate) fn tokens(&self) -> impl Iterator<Item = Token> {
         self.arrivals.iter().map(|arrival| arrival.token)
+    }
+}
+
+/// Packets that a driver has sent one behind the other, 32 at most: what is in memory is read as they are taken from here.
+#[derive(Debug)]
+pub struct SentBurst<'b, 'm> {
+    header: usize,
+    is_said: bool,
+    arrivals: std::slice::Iter<'b, Arrival>,
+    /// Where the next one's pieces begin, counted as their ends are.
+    begin: u16,
+    pieces: &'b mut [SharedSlice<'m>],
+}
+
+/// What a driver has sent.
+#[derive(Debug)]
+pub enum Sent<'b, 'm> {
+    /// A packet that goes as it is.
+    Plain(Packet<'b>),
+    /// What has to be looked into.
+    Other(Unread<'b, 'm>),
+}
+
+/// A packet in any number of pieces, with its header before it.
+#[derive(Debug)]
+pub struct Unread<'b, 'm> {
+    pieces: &'b mut [SharedSlice<'m>],
+    header: usize,
+    is_said: bool,
+    cut: bool,
+}
+
+impl<'b, 'm: 'b> Iterator for SentBurst<'b, 'm> {
+    type Item = Sent<'b, 'm>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Sent<'b, 'm>> {
+        let Self { header, is_said, .. } = *self;
+        let Arrival { end, cut, .. } = *self.arrivals.next()?;
+        let count = usize::from(end - self.begin);
+        let (pieces, behind) = std::mem::take(&mut self.pieces).split_at_mut_checked(count)?;
+        (self.pieces, self.begin) = (behind, end);
+        if let ([piece], false) = (&mut *pieces, cut) {
+            let (_, rest) = piece.split(header);
+            // The first two bytes are flags and the kind of segmentation.
+            let plain = !is_said || piece.load_bytes8(0).is_some_and(|word| word & 0xFFFF == 0);
+            let length = rest.len();
+            if let (Some(head), true) = (rest.load_words(), plain && length <= MAX_PACKET) {
+                *piece = rest;
+                return Some(Sent::Plain(Packet { head, pieces, length }));
+            }
+        }
+        Some(Sent::Other(Unread { pieces, header, is_said, cut }))
+    }
+}
+
+impl<'b, 'm: 'b> Unread<'b, 'm> {
+    /// Reads the header, if it may say something: the packet, and what is asked for it. `None` if that makes no sense.
+    #[must_use]
+    pub fn read(self) -> Option<(Packet<'b>, PacketOffload)> {
+        let Self { pieces, header, is_said, cut } = self;
+        let mut first = [0u8; NET_HEADER];
+        let (mut left, mut length, mut used) = (header, 0, 0);
+        for piece in pieces.iter_mut() {
+            if left > 0 {
+                let (part, rest) = piece.split(left);
+                if is_said {
+                    part.read_into(first.get_mut(header - left..).unwrap_or_default());
+                }
+                left -= part.len();
+                used += usize::from(rest.is_empty());
+                *piece = rest;
+            }
+            length += piece.len();
+        }
+        let (said, _) = VnetHeader::read_from_prefix(&first).ok()?;
+        let offload = if is_said { said.parse(length).ok()? } else { PacketOffload::default() };
+        let pieces = pieces.get(used..).unwrap_or_default();
+        if cut || length > MAX_PACKET {
+            return None;
+        }
+        let head = match pieces.first().and_then(|first| first.load_words()) {
+            Some(head) => head,
+            None => gather_head(pieces),
+        };
+        Some((Packet { head, pieces, length }, offload))
     }
 }
 
@@ -181,55 +260,6 @@ fn ask_for(piece: SharedSlice<'_>, header: usize, is_said: bool) {
         said.prefetch_read();
     }
     behind.prefetch_read_ends(AHEAD);
-}
-
-/// Takes a packet's header away from its pieces, which begin with it, and reads it if it may say something.
-#[inline]
-fn parse<'b, 'm: 'b>(
-    pieces: &'b mut [SharedSlice<'m>],
-    header: usize,
-    is_said: bool,
-    cut: bool,
-) -> Sent<'b> {
-    if let ([piece], false, false) = (&mut *pieces, is_said, cut) {
-        let (_, rest) = piece.split(header);
-        if let (Some(head), length @ ..=MAX_PACKET) = (rest.load_words(), rest.len()) {
-            *piece = rest;
-            return Sent::Packet(Packet {
-                offload: PacketOffload::default(),
-                head,
-                pieces,
-                length,
-            });
-        }
-    }
-    let mut first = [0u8; NET_HEADER];
-    let (mut left, mut length, mut used) = (header, 0, 0);
-    for piece in pieces.iter_mut() {
-        if left > 0 {
-            let (part, rest) = piece.split(left);
-            if is_said {
-                part.read_into(first.get_mut(header - left..).unwrap_or_default());
-            }
-            left -= part.len();
-            used += usize::from(rest.is_empty());
-            *piece = rest;
-        }
-        length += piece.len();
-    }
-    let said = match VnetHeader::read_from_prefix(&first) {
-        Ok((header, _)) if is_said => header.parse(length).ok(),
-        _ => Some(PacketOffload::default()),
-    };
-    let pieces = pieces.get(used..).unwrap_or_default();
-    let Some(offload) = said.filter(|_| !cut && length <= MAX_PACKET) else {
-        return Sent::Malformed;
-    };
-    let head = match pieces.first().and_then(|first| first.load_words()) {
-        Some(head) => head,
-        None => gather_head(pieces),
-    };
-    Sent::Packet(Packet { offload, head, pieces, length })
 }
 
 /// The first 16 bytes of a packet whose first piece is shorter.
@@ -265,12 +295,12 @@ pub(crate) struct Receiver<'d> {
     pub(crate) header: usize,
 }
 
-/// Where a packet goes.
+/// A buffer into which a packet is copied.
 struct Target<'m> {
     token: Token,
-    guest: u64,
-    bytes: SharedSlice<'m>,
     verified: bool,
+    /// Where its header goes.
+    header: SharedSlice<'m>,
 }
 
 impl Receiver<'_> {
@@ -298,6 +328,7 @@ fn put_singles<'f>(
     let Receiver { memory, cache, log, header } = receiver;
     let mut targets = ArrayVec::<Target<'_>, BURST>::new();
     let mut copies = ArrayVec::<FrameCopy<'_>, BURST>::new();
+    let mut logged = ArrayVec::<(u64, u64), BURST>::new();
     let window = memory.window(cache);
     let mut packets = packets.take(BURST);
     ring.take_singles(Direction::ToDriver, |token, Piece { guest, length }| {
@@ -307,23 +338,25 @@ fn put_singles<'f>(
         let bytes = window.write_slice(DmaAddress(guest), need).filter(|_| fits);
         let Some(bytes) = bytes else { return false };
         let (said, to) = bytes.split(header);
-        said.prefetch_read();
         to.prefetch_write_ends(AHEAD);
-        targets.push(Target { token, guest, bytes, verified: packet.verified });
+        targets.push(Target { token, verified: packet.verified, header: said });
         copies.push(FrameCopy { head: packet.head, from: packet.bytes, to });
+        if log.is_some() {
+            logged.push((guest, need as u64));
+        }
         true
     });
     copy_frames(&copies);
-    let headers = [ChecksumState::Complete, ChecksumState::Verified]
-        .map(|checksum| HeaderWords::new(&PacketOffload { checksum, segmentation: None }, header));
-    let [complete, verified] = &headers;
+    let complete = HeaderWords::new(ChecksumState::Complete, header);
+    let verified = HeaderWords::new(ChecksumState::Verified, header);
     for target in &targets {
-        if target.verified { verified } else { complete }.write(target.bytes);
+        if target.verified { &verified } else { &complete }.write(target.header);
     }
-    let length = |bytes: SharedSlice<'_>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    ring.put_all(targets.iter().map(|target| (target.token, length(target.bytes))));
+    ring.put_all(targets.iter().zip(&copies).map(|(target, copy)| {
+        (target.token, u32::try_from(header + copy.to.len()).unwrap_or(u32::MAX))
+    }));
     if let Some(log) = log {
-        targets.iter().for_each(|target| log.note(target.guest, target.bytes.len() as u64));
+        logged.iter().for_each(|(guest, length)| log.note(*guest, *length));
     }
     targets.len()
 }
@@ -337,8 +370,9 @@ struct HeaderWords {
 }
 
 impl HeaderWords {
-    fn new(offload: &PacketOffload, header: usize) -> Self {
-        let bytes = emit_header(offload, 1);
+    #[inline]
+    fn new(checksum: ChecksumState, header: usize) -> Self {
+        let bytes = emit_header(&PacketOffload { checksum, segmentation: None }, 1);
         let word = |at: usize| bytes.get(at..).and_then(|bytes| bytes.first_chunk()).copied();
         let word = |at: usize| u64::from_le_bytes(word(at).unwrap_or_default());
         let behind = header.saturating_sub(8);

@@ -16,9 +16,9 @@ use shared_memory::{MemoryWatch, SharedSlice, TranslationCache};
 
 use crate::{
     Features, WholePacket,
-    burst::{Arriving, Receiver},
+    burst::{Arriving, Receiver, SentBurst},
     memory::{DirtyLog, GuestMemory},
-    packet::{MAX_TARGETS, Sent, emit_header, scatter, write_packet},
+    packet::{MAX_TARGETS, emit_header, scatter, write_packet},
     ring::{Addresses, Buffer, Direction, Piece, Ring, RingError, Token},
 };
 
@@ -163,7 +163,7 @@ impl Device {
         &mut self,
         pair: u16,
         limit: usize,
-        mut each: impl FnMut(&[Sent<'_>]),
+        mut each: impl FnMut(SentBurst<'_, '_>),
     ) -> usize {
         let Self { queues, memory, watch, log, cache, buffer, features, broken, .. } = self;
         let at = 2 * usize::from(pair) + 1;
@@ -203,9 +203,7 @@ impl Device {
             if queue.enabled && burst.len() > 0 {
                 burst.hand_over(&mut each);
             }
-            for token in burst.tokens() {
-                queue.ring.give_back(token);
-            }
+            queue.ring.give_back_all(burst.tokens());
             taken += burst.len();
         }
         if let Err(error) = more {

@@ -45,9 +45,9 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use burst::WholePacket;
+pub use burst::{Sent, SentBurst, Unread, WholePacket};
 pub use device::{Device, MAX_QUEUE_PAIRS, NotPut};
 pub use features::Features;
-pub use packet::{Packet, Sent};
+pub use packet::Packet;
 pub use ring::RingError;
 pub use server::{ServerError, VhostUserServer};

@@ -6,8 +6,8 @@ use std::{
 };
 
 use shared_memory::{
-    Access, DmaAddress, DmaFault, DmaMap, DmaRegion, DmaWindow, MemoryError, MemoryWatch,
-    SharedMapping, SharedSlice, TranslationCache,
+    Access, DescriptorRing, DmaAddress, DmaFault, DmaMap, DmaRegion, DmaWindow, MemoryError,
+    MemoryWatch, SharedMapping, SharedSlice, TranslationCache,
 };
 
 /// Bytes for which the log has one bit (vhost-user "Migration").
@@ -161,6 +161,12 @@ impl View {
     pub(crate) fn bytes(&self) -> SharedSlice<'_> {
         // It was checked when the view was made.
         self.mapping.as_slice().get(self.offset, self.length).unwrap_or(SharedSlice::empty())
+    }
+
+    /// The descriptors that lie there; `None` if there is no room for so many.
+    pub(crate) fn descriptors(&self, count: u16) -> Option<DescriptorRing<2>> {
+        let fits = usize::from(count) * DescriptorRing::<2>::DESCRIPTOR_SIZE <= self.length;
+        fits.then(|| DescriptorRing::new(&self.mapping, self.offset, count).ok()).flatten()
     }
 
     /// Whether it begins at a multiple of `alignment`, a power of two not above the page size.

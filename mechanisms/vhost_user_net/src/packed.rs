@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use shared_memory::{SharedSlice, TranslationCache};
+use shared_memory::{DescriptorRing, SharedSlice, TranslationCache};
 
 use crate::{
     Features,
@@ -16,10 +16,9 @@ use crate::{
     },
 };
 
-/// How far ahead descriptors are asked for, bytes.
-const AHEAD: usize = 128;
-/// Where a descriptor's second half is, bytes.
-const SECOND: usize = 8;
+/// Descriptors of a cache line, and how many ahead one is asked for.
+const LINE: u16 = 4;
+const AHEAD: u16 = 8;
 /// Descriptor flags of packed rings alone (§2.8.1).
 const AVAILABLE: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
@@ -107,9 +106,10 @@ impl Second {
 }
 
 /// A ring's parts.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Parts {
-    descriptors: View,
+    table: View,
+    descriptors: DescriptorRing<2>,
     driver_event: View,
     device_event: View,
 }
@@ -118,11 +118,29 @@ impl Parts {
     fn find(memory: &GuestMemory, at: Addresses, size: u16) -> Result<Self, RingError> {
         let part = |user, length, alignment, what| part(memory, (user, length, alignment), what);
         let table = DESCRIPTOR * usize::from(size);
+        let table = part(at.descriptors, table, 16, "descriptor ring")?;
+        let outside = RingError::Outside { part: "descriptor ring" };
         Ok(Self {
-            descriptors: part(at.descriptors, table, 16, "descriptor ring")?,
+            descriptors: table.descriptors(size).ok_or(outside)?,
+            table,
             driver_event: part(at.driver, EVENT, 4, "driver's event suppression")?,
             device_event: part(at.device, EVENT, 4, "device's event suppression")?,
         })
+    }
+
+    /// Reads a descriptor: its flags before its address, which is there if they say so.
+    #[inline(always)]
+    fn read(&self, index: u16) -> (u64, Second) {
+        let slot = self.descriptors.slot(index);
+        let second = Second::parse(slot.load(1, Ordering::Acquire));
+        (slot.load(0, Ordering::Relaxed), second)
+    }
+
+    /// Shows the driver a buffer that is given back.
+    #[inline(always)]
+    fn show(&self, Hidden { at, length, id, write }: Hidden) {
+        let second = Second { length, id, flags: at.used_flags() | write };
+        self.descriptors.slot(at.index).store(1, second.emit(), Ordering::Release);
     }
 }
 
@@ -222,20 +240,14 @@ impl PackedRing {
         direction: Direction,
         buffer: &mut Buffer,
     ) -> Result<bool, RingError> {
-        let table = self.parts.descriptors.bytes();
         let mut at = self.next;
         let mut slots = 0;
         loop {
-            let place = DESCRIPTOR * usize::from(at.index);
-            let missing = RingError::Descriptor { index: at.index, size: self.size };
-            // The flags before the address, which is there if they say so.
-            let second = table.load_u64(place + SECOND, Ordering::Acquire).ok_or(missing)?;
-            let Second { length, id, flags } = Second::parse(second);
+            let (guest, Second { length, id, flags }) = self.parts.read(at.index);
+            // Those behind the first need not say anything of the kind, for it was written last.
             if slots == 0 && !at.is_available(flags) {
                 return Ok(false);
             }
-            // Those behind the first need not say anything of the kind, for it was written last.
-            let guest = table.load_bytes8(place).ok_or(missing)?;
             slots += 1;
             if flags & INDIRECT == 0 {
                 buffer.count()?;
@@ -282,7 +294,7 @@ impl PackedRing {
         if self.hidden.is_none() {
             self.hidden = Some(used);
         } else {
-            show(self.parts.descriptors.bytes(), used);
+            self.parts.show(used);
         }
         self.used.advance(slots, self.size);
     }
@@ -291,9 +303,9 @@ impl PackedRing {
     #[inline]
     pub(crate) fn publish(&mut self, log: Option<&DirtyLog>) -> bool {
         let Some(first) = self.hidden.take() else { return false };
-        show(self.parts.descriptors.bytes(), first);
+        self.parts.show(first);
         if let Some(log) = log {
-            self.parts.descriptors.note(log);
+            self.parts.table.note(log);
         }
         let told = std::mem::replace(&mut self.told, self.used);
         // The descriptors are there before the driver's wish is read, as its wish is before it reads them.
@@ -324,9 +336,8 @@ impl PackedRing {
         let flags = if self.event_index { EVENT_DESCRIPTOR } else { 0 };
         self.set_event(self.next.bits(), flags, log);
         fence(Ordering::SeqCst);
-        let place = DESCRIPTOR * usize::from(self.next.index) + SECOND;
-        let second = self.parts.descriptors.bytes().load_u64(place, Ordering::Acquire);
-        second.is_some_and(|second| self.next.is_available(Second::parse(second).flags))
+        let (_, second) = self.parts.read(self.next.index);
+        self.next.is_available(second.flags)
     }
 
     /// Wants no notifications until [`Self::listen`].
@@ -338,54 +349,65 @@ impl PackedRing {
 impl Bursts for PackedRing {
     #[inline(always)]
     fn take_singles(&mut self, direction: Direction, mut each: impl FnMut(Token, Piece) -> bool) {
-        let table = self.parts.descriptors.bytes();
+        let Self { parts, size, in_order, next, .. } = self;
         let write = if direction == Direction::ToDriver { WRITE } else { 0 };
         // Of what is read in its order, one descriptor in a burst is written.
-        let is_written = direction == Direction::ToDriver || !self.in_order;
+        let is_written = direction == Direction::ToDriver || !*in_order;
+        let mut at = *next;
         loop {
-            let place = DESCRIPTOR * usize::from(self.next.index);
-            if place.is_multiple_of(AHEAD)
-                && let Some(ahead) = table.get(place + AHEAD, DESCRIPTOR)
-            {
-                if is_written { ahead.prefetch_write() } else { ahead.prefetch_read() }
+            if at.index.is_multiple_of(LINE) {
+                let ahead = at.index.wrapping_add(AHEAD);
+                if is_written {
+                    parts.descriptors.prefetch_write(ahead);
+                } else {
+                    parts.descriptors.prefetch_read(ahead);
+                }
             }
-            let Some(second) = table.load_u64(place + SECOND, Ordering::Acquire) else { return };
-            let Second { length, id, flags } = Second::parse(second);
+            let (guest, Second { length, id, flags }) = parts.read(at.index);
             let decide = AVAILABLE | USED | WRITE | NEXT | INDIRECT;
-            if flags & decide != self.next.available_flags() | write || length == 0 {
-                return;
+            if flags & decide != at.available_flags() | write
+                || length == 0
+                || !each(Token { id, slots: 1 }, Piece { guest, length })
+            {
+                break;
             }
-            let Some(guest) = table.load_bytes8(place) else { return };
-            if !each(Token { id, slots: 1 }, Piece { guest, length }) {
-                return;
+            at.advance(1, *size);
+        }
+        *next = at;
+    }
+
+    #[inline(always)]
+    fn give_back_all(&mut self, mut tokens: impl Iterator<Item = Token>) {
+        if !self.in_order {
+            tokens.for_each(|token| self.push(token, 0, 0));
+            return;
+        }
+        let Some(first) = tokens.next() else { return };
+        self.give_back(first);
+        let Self { used, size, hidden, .. } = self;
+        for Token { id, slots } in tokens {
+            if let Some(hidden) = hidden {
+                hidden.id = id;
             }
-            self.next.advance(1, self.size);
+            used.advance(slots, *size);
         }
     }
 
     #[inline(always)]
-    fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
-        let mut buffers = buffers;
+    fn put_all(&mut self, mut buffers: impl Iterator<Item = (Token, u32)>) {
         if self.hidden.is_none()
             && let Some((token, written)) = buffers.next()
         {
             self.put(token, written);
         }
-        let table = self.parts.descriptors.bytes();
+        let Self { parts, used, size, .. } = self;
+        let mut at = *used;
         for (Token { id, slots }, length) in buffers {
-            show(table, Hidden { at: self.used, length, id, write: WRITE });
-            self.used.advance(slots, self.size);
+            parts.show(Hidden { at, length, id, write: WRITE });
+            at.advance(slots, *size);
         }
+        *used = at;
     }
-}
-
-/// Shows the driver a buffer that is given back.
-#[inline(always)]
-fn show(table: SharedSlice<'_>, Hidden { at, length, id, write }: Hidden) {
-    let second = Second { length, id, flags: at.used_flags() | write };
-    let place = DESCRIPTOR * usize::from(at.index) + SECOND;
-    // It lies inside, and is aligned.
-    let _ = table.store_u64(place, second.emit(), Ordering::Release);
 }
 
 /// Adds what an indirect table describes (§2.8.8): all of it, one after the other.

@@ -38,23 +38,12 @@ const _: () = assert!(std::mem::offset_of!(NetHeader, buffers) == VNET_HEADER_LE
 /// A packet that the driver sends.
 #[derive(Copy, Clone, Debug)]
 pub struct Packet<'m> {
-    /// What its header says.
-    pub offload: PacketOffload,
     /// Its first 16 bytes, in memory order, read once; zeros behind its end.
     pub head: [u64; 2],
     /// All of its bytes.
     pub pieces: &'m [SharedSlice<'m>],
     /// Sum of the pieces, bytes.
     pub length: usize,
-}
-
-/// What a driver has sent.
-#[derive(Copy, Clone, Debug)]
-pub enum Sent<'m> {
-    /// A packet.
-    Packet(Packet<'m>),
-    /// Something with a header that makes no sense, or too long, or in too many pieces.
-    Malformed,
 }
 
 /// The header of a packet that lies in so many buffers.

@@ -178,6 +178,9 @@ pub(crate) trait Bursts {
     /// nothing good is available.
     fn take_singles(&mut self, direction: Direction, each: impl FnMut(Token, Piece) -> bool);
 
+    /// Gives buffers back that were read; the driver sees them by [`Ring::publish`].
+    fn give_back_all(&mut self, tokens: impl Iterator<Item = Token>);
+
     /// Gives buffers back, into which so many bytes were written; the driver sees them by [`Ring::publish`].
     fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>);
 }
@@ -255,13 +258,10 @@ impl Ring {
         on_either!(self, ring => ring.take(memory, cache, direction, buffer))
     }
 
-    /// Gives a buffer back that was read; the driver sees it by [`Self::publish`].
+    /// Gives buffers back that were read; the driver sees them by [`Self::publish`].
     #[inline]
-    pub(crate) fn give_back(&mut self, token: Token) {
-        match self {
-            Self::Split(ring) => ring.put(token.id, 0),
-            Self::Packed(ring) => ring.give_back(token),
-        }
+    pub(crate) fn give_back_all(&mut self, tokens: impl Iterator<Item = Token>) {
+        on_either!(self, ring => ring.give_back_all(tokens));
     }
 
     /// Gives a buffer back into which so many bytes were written; the driver sees it by [`Self::publish`].

@@ -287,6 +287,11 @@ impl Bursts for SplitRing {
     }
 
     #[inline(always)]
+    fn give_back_all(&mut self, tokens: impl Iterator<Item = Token>) {
+        tokens.for_each(|token| self.put(token.id, 0));
+    }
+
+    #[inline(always)]
     fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
         buffers.for_each(|(token, written)| self.put(token.id, written));
     }

@@ -1,17 +1,18 @@
 //! Rings that a driver plays, rightly and wrongly.
 
+mod burst;
 mod packed;
 
 use linux_network::{ChecksumState, PacketOffload};
 use proptest::prelude::*;
-use shared_memory::{MemoryWatch, PageSize, SharedMapping};
+use shared_memory::{MemoryWatch, PageSize, SharedMapping, SharedSlice};
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
 };
 
 use crate::{
-    Device, Features, NotPut, RingError, Sent,
+    Device, Features, NotPut, Packet, RingError, Sent,
     device::{Notifiers, QueueSetup},
     memory::{DirtyLog, GuestMemory, RegionAddress},
     ring::Addresses,
@@ -62,13 +63,21 @@ fn device(features: Features) -> (SharedMapping, OwnedFd, Device) {
     (memory, fd, device)
 }
 
+/// What a packet is, if it makes sense.
+fn plain<'b>(sent: Sent<'b, '_>) -> Option<(Packet<'b>, PacketOffload)> {
+    match sent {
+        Sent::Plain(packet) => Some((packet, PacketOffload::default())),
+        Sent::Other(unread) => unread.read(),
+    }
+}
+
 /// What a device takes of the transmit queue: bytes, or `None` for what is malformed.
 fn sent(device: &mut Device) -> Vec<Option<Vec<u8>>> {
     let mut packets = Vec::new();
     device.transmitted(0, 64, |burst| {
-        packets.extend(burst.iter().map(|sent| match sent {
-            Sent::Malformed => None,
-            Sent::Packet(packet) => {
+        packets.extend(burst.map(|sent| match plain(sent) {
+            None => None,
+            Some((packet, _)) => {
                 let mut bytes = vec![0; packet.length];
                 let mut at = 0;
                 for piece in packet.pieces {

@@ -208,7 +208,7 @@ impl Port for AvfUplink {
                     length: pieces.iter().map(SharedSlice::len).sum(),
                     pieces: &pieces,
                     tci: offloads.vlan_tci,
-                    offloads: Offloads::Known(offloads),
+                    offloads: &Offloads::Known(offloads),
                 }]);
             }
             for segment in burst {

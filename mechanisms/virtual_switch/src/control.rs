@@ -541,6 +541,10 @@ pub struct SwitchStatus {
     pub host: Option<HostStatus>,
     /// Its ports, by name.
     pub ports: Vec<PortStatus>,
+    /// Microseconds for which the thread of its data path was at work since the switch started, without the rounds in which
+    /// nothing had come.
+    #[serde(default)]
+    pub data_path_busy_us: u64,
 }
 
 /// The uplink.

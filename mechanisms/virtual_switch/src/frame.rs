@@ -29,6 +29,16 @@ pub enum Offloads {
     Known(ReceiveMetadata),
 }
 
+impl Offloads {
+    /// Nothing is asked.
+    pub const NONE: &Self = &Self::Asked(TransmitMetadata {
+        checksum: None,
+        segmentation: None,
+        vlan_tci: None,
+        hash: None,
+    });
+}
+
 /// One frame on its way. Its tag, if it has one, is beside its bytes.
 #[derive(Copy, Clone, Debug)]
 pub struct Frame<'f> {
@@ -42,7 +52,7 @@ pub struct Frame<'f> {
     /// Tag control information.
     pub tci: Option<u16>,
     /// What is asked or known of it.
-    pub offloads: Offloads,
+    pub offloads: &'f Offloads,
 }
 
 impl<'f> Frame<'f> {

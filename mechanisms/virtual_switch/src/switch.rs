@@ -1,6 +1,10 @@
 //! The switch: its ports, and one frame's way through.
 
-use std::{any::Any, os::fd::BorrowedFd, time::Instant};
+use std::{
+    any::Any,
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
+};
 
 use ndis_protocol::{FilterId, MacAddress, VPortId};
 use nic_switch::{
@@ -134,6 +138,10 @@ pub struct VirtualSwitch {
     arriving: Option<Staging>,
     /// For what changes at its egresses.
     leaving: Staging,
+    /// How long its thread was at work.
+    busy: Duration,
+    /// Frames that came in the last round.
+    arrived: usize,
 }
 
 impl std::fmt::Debug for VirtualSwitch {
@@ -160,6 +168,8 @@ impl VirtualSwitch {
             list: EgressList::with_capacity(ports),
             arriving: Some(Staging::new()?),
             leaving: Staging::new()?,
+            busy: Duration::ZERO,
+            arrived: 0,
         })
     }
 
@@ -276,6 +286,22 @@ impl VirtualSwitch {
         self.uplink.as_ref().map_or(self.past_uplinks, |connected| connected.statistics)
     }
 
+    /// Its thread was at work for so long, in a round in which there was something to do.
+    pub(crate) fn note_busy(&mut self, time: Duration) {
+        self.busy += time;
+    }
+
+    /// Frames that came in the last round.
+    pub(crate) const fn arrived(&self) -> usize {
+        self.arrived
+    }
+
+    /// How long its thread was at work since it was made: without the rounds in which nothing had come.
+    #[must_use]
+    pub const fn busy(&self) -> Duration {
+        self.busy
+    }
+
     /// Sees what has become of a port that was changed from outside of a round: whether it receives, and where.
     pub fn refresh(&mut self, id: VPortId) {
         if let Some(Some(connected)) = self.ports.get_mut(id.index()) {
@@ -286,6 +312,7 @@ impl VirtualSwitch {
     /// One round over all ports and the uplink. True if there was anything to do.
     pub fn poll(&mut self, now: Instant) -> bool {
         let mut worked = false;
+        self.arrived = 0;
         for index in 0..self.ports.len() {
             let id = u32::try_from(index).ok().and_then(VPortId::new);
             let place = self.ports.get_mut(index).and_then(Option::take);
@@ -354,6 +381,7 @@ impl VirtualSwitch {
         frames: &[Frame<'_>],
         statistics: &mut PortStatistics,
     ) {
+        self.arrived += frames.len();
         let mut rest = frames;
         while let Some(first) = rest.first() {
             let alike = rest.iter().position(|frame| !frame.goes_with(first)).unwrap_or(rest.len());

@@ -105,7 +105,7 @@ impl Port for SyntheticPort {
                         pieces: frame.pieces,
                         length: frame.length as usize,
                         tci: frame.metadata.vlan_tci,
-                        offloads: Offloads::Asked(*frame.metadata),
+                        offloads: &Offloads::Asked(*frame.metadata),
                     }]);
                 }
             });

@@ -26,7 +26,6 @@ use std::{
 };
 
 use ndis_protocol::MacAddress;
-use netvsp::TransmitMetadata;
 use offload::{TPID_8021Q, VLAN_TAG_LEN};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -316,7 +315,7 @@ impl Port for TulipPort {
                 pieces: &[frame],
                 length: frame.len(),
                 tci: None,
-                offloads: Offloads::Asked(TransmitMetadata::default()),
+                offloads: Offloads::NONE,
             }]);
         });
         frames > 0

@@ -176,7 +176,7 @@ impl Port for UplinkPort {
                     pieces: &[slice],
                     length: bytes.len(),
                     tci: None,
-                    offloads: Offloads::Known(ReceiveMetadata::default()),
+                    offloads: &Offloads::Known(ReceiveMetadata::default()),
                 }]);
             }
         }

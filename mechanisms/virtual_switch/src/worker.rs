@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
@@ -15,6 +16,13 @@ use crate::VirtualSwitch;
 
 /// Without frames for so long, the thread sleeps.
 const SPIN: Duration = Duration::from_micros(100);
+
+/// Frames of a round after which the thread rests, so that more of them are there in the next one: a round costs what it
+/// costs, and who looks for each frame as it is written takes the line away from its writer. Fewer are no stream, and
+/// whoever sent them may wait for an answer.
+const FEW: Range<usize> = 8..64;
+/// How long it rests.
+const REST: Duration = Duration::from_nanos(600);
 
 /// The thread has ended: the switch is going down.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, thiserror::Error)]
@@ -67,11 +75,23 @@ impl Worker {
 
 fn run(mut switch: VirtualSwitch, inbox: &Inbox<VirtualSwitch>) {
     let mut last_work = Instant::now();
-    while let Some(mut worked) = inbox.serve(&mut switch) {
+    // When the round before began, if it was one with something to do.
+    let mut at_work = None;
+    while let Some(asked) = inbox.serve(&mut switch) {
         let now = Instant::now();
-        worked |= switch.poll(now);
+        if let Some(since) = at_work.take() {
+            switch.note_busy(now - since);
+        }
+        let worked = switch.poll(now) | asked;
         if worked {
             last_work = now;
+            at_work = Some(now);
+            if FEW.contains(&switch.arrived()) {
+                let after = Instant::now();
+                switch.note_busy(after - now);
+                at_work = None;
+                rest(after + REST);
+            }
         } else if now.duration_since(last_work) > SPIN && switch.prepare_to_wait() {
             // Until a port has frames, control has a command, or a deadline is there.
             let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
@@ -80,5 +100,12 @@ fn run(mut switch: VirtualSwitch, inbox: &Inbox<VirtualSwitch>) {
             inbox.sleep(fds, deadline);
             switch.woken();
         }
+    }
+}
+
+/// Keeps away from everybody's rings for a moment.
+fn rest(until: Instant) {
+    while Instant::now() < until {
+        std::hint::spin_loop();
     }
 }

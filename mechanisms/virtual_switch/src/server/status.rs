@@ -63,9 +63,10 @@ pub(super) fn status(
             lost: port.lost(),
         });
         let host = switch.statistics(VPortId::DEFAULT).unwrap_or_default();
-        (seen, plain, switch.uplink_statistics(), host)
+        (seen, plain, switch.uplink_statistics(), host, switch.busy())
     });
-    let (seen, plain, uplink_statistics, host_statistics) = looked.map_err(stopped)?;
+    let (seen, plain, uplink_statistics, host_statistics, busy) = looked.map_err(stopped)?;
+    let data_path_busy_us = u64::try_from(busy.as_micros()).unwrap_or(u64::MAX);
     let mut uplink = UplinkStatus {
         spec: spec.to_string(),
         connected: false,
@@ -101,5 +102,6 @@ pub(super) fn status(
         channels: (0..64).filter(|index| seen.channels & 1 << index != 0).collect(),
         statistics: seen.statistics,
     });
-    Ok(SwitchStatus { name: name.to_owned(), uplink, host, ports: ports.collect() })
+    let ports = ports.collect();
+    Ok(SwitchStatus { name: name.to_owned(), uplink, host, ports, data_path_busy_us })
 }

@@ -102,7 +102,7 @@ impl Port for MemoryPort {
             pieces: &pieces,
             length: whole.len(),
             tci: packet.tci,
-            offloads: packet.offloads,
+            offloads: &packet.offloads,
         }]);
         true
     }

@@ -78,7 +78,7 @@ impl Held {
     pub(super) fn release(&mut self, mut each: impl FnMut(&Frame<'_>)) {
         for Waiting { at, length, tci, head } in self.waiting.drain(..) {
             let Ok(bytes) = self.memory.slice(at, length) else { continue };
-            let offloads = Offloads::Known(ReceiveMetadata::default());
+            let offloads = &Offloads::Known(ReceiveMetadata::default());
             each(&Frame { head, pieces: &[bytes], length, tci, offloads });
         }
         (self.used, self.until) = (0, None);

@@ -25,7 +25,8 @@ use owner_thread::{Inbox, inbox};
 use serde::{Deserialize, Serialize};
 use shared_memory::SharedSlice;
 use vhost_user_net::{
-    Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, VhostUserServer, WholePacket,
+    Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, SentBurst, VhostUserServer,
+    WholePacket,
 };
 
 use self::{held::Held, offloads::Passed, steering::Steering};
@@ -172,22 +173,17 @@ fn put(
 }
 
 /// A guest's packet, of which nothing is said.
-#[inline]
-fn frame_of<'f>(packet: &Packet<'f>) -> Frame<'f> {
-    Frame {
-        head: packet.head,
-        pieces: packet.pieces,
-        length: packet.length,
-        tci: None,
-        offloads: Offloads::Asked(netvsp::TransmitMetadata::default()),
-    }
+#[inline(always)]
+fn frame_of(packet: Packet<'_>) -> Frame<'_> {
+    let Packet { head, pieces, length } = packet;
+    Frame { head, pieces, length, tci: None, offloads: Offloads::NONE }
 }
 
 /// A frame that goes to a guest as it is, if it does.
 #[inline]
 fn whole<'f>(frame: &Frame<'f>, features: Features) -> Option<WholePacket<'f>> {
     let ([bytes], None) = (frame.pieces, frame.tci) else { return None };
-    let verified = match &frame.offloads {
+    let verified = match frame.offloads {
         Offloads::Known(known) => offloads::is_verified(known, features),
         Offloads::Asked(asked) if asked.checksum.is_none() && asked.segmentation.is_none() => false,
         Offloads::Asked(_) => return None,
@@ -195,26 +191,40 @@ fn whole<'f>(frame: &Frame<'f>, features: Features) -> Option<WholePacket<'f>> {
     Some(WholePacket { verified, head: frame.head, bytes: *bytes })
 }
 
-/// Hands what a guest has sent to the switch. What is no frame goes as a frame of no bytes, which is counted there.
-fn forward_burst(burst: &[Sent<'_>], staging: &mut Staging, forward: &mut dyn FnMut(&[Frame<'_>])) {
+/// Hands what a guest has sent, by this pair, to the switch. What is no frame goes as a frame of no bytes, which is counted
+/// there.
+fn forward_burst(
+    burst: SentBurst<'_, '_>,
+    staging: &mut Staging,
+    mut steering: Option<(&mut Steering, u16)>,
+    forward: &mut dyn FnMut(&[Frame<'_>]),
+) {
     // Those that need nothing, for as long as there is no other.
     let mut frames = ArrayVec::<Frame<'_>, BURST>::new();
     for sent in burst {
-        if let Sent::Packet(packet) = sent
-            && packet.offload == PacketOffload::default()
-            && frames.try_push(frame_of(packet)).is_ok()
-        {
-            continue;
+        let (packet, offload) = match sent {
+            Sent::Plain(packet) => {
+                if let Some((steering, pair)) = &mut steering {
+                    steering.sent(packet.pieces, packet.length, *pair);
+                }
+                if frames.is_full() {
+                    forward(&frames);
+                    frames.clear();
+                }
+                frames.push(frame_of(packet));
+                continue;
+            }
+            Sent::Other(unread) => unread.read().unzip(),
+        };
+        if let (Some((steering, pair)), Some(packet)) = (&mut steering, &packet) {
+            steering.sent(packet.pieces, packet.length, *pair);
         }
         forward(&frames);
         frames.clear();
         staging.clear();
-        let forwarded = match sent {
-            Sent::Packet(packet) => {
-                offloads::from_guest(&frame_of(packet), &packet.offload, staging, forward)
-            }
-            Sent::Malformed => None,
-        };
+        let forwarded = packet.zip(offload).and_then(|(packet, offload)| {
+            offloads::from_guest(&frame_of(packet), &offload, staging, forward)
+        });
         if forwarded.is_none() {
             forward_nothing(forward);
         }
@@ -223,7 +233,7 @@ fn forward_burst(burst: &[Sent<'_>], staging: &mut Staging, forward: &mut dyn Fn
 }
 
 fn forward_nothing(forward: &mut dyn FnMut(&[Frame<'_>])) {
-    let offloads = Offloads::Asked(netvsp::TransmitMetadata::default());
+    let offloads = Offloads::NONE;
     forward(&[Frame { head: [0; 2], pieces: &[], length: 0, tci: None, offloads }]);
 }
 
@@ -237,12 +247,8 @@ impl Port for VhostUserPort {
         let receiving = receiving_pairs(device);
         for pair in 0..device.pairs() {
             let packets = device.transmitted(pair, BURST, |burst| {
-                for sent in burst.iter().filter(|_| receiving > 1) {
-                    if let Sent::Packet(packet) = sent {
-                        steering.sent(packet, pair);
-                    }
-                }
-                forward_burst(burst, staging, forward);
+                let steering = (receiving > 1).then_some((&mut *steering, pair));
+                forward_burst(burst, staging, steering, forward);
             });
             worked |= packets > 0;
         }

@@ -135,7 +135,8 @@ fn hand_on(
     staging: &Staging,
     forward: &mut dyn FnMut(&[Frame<'_>]),
 ) -> Option<()> {
-    let frame = Frame { pieces, offloads: Offloads::Asked(asked), ..*frame };
+    let offloads = Offloads::Asked(asked);
+    let frame = Frame { pieces, offloads: &offloads, ..*frame };
     if !frame.is_tagged_inside() {
         forward(&[frame]);
         return Some(());
@@ -156,7 +157,7 @@ fn hand_on(
         pieces: &pieces,
         length: frame.length.checked_sub(VLAN_TAG_LEN)?,
         tci: Some(tci),
-        offloads: Offloads::Asked(asked),
+        offloads: &Offloads::Asked(asked),
     }]);
     Some(())
 }

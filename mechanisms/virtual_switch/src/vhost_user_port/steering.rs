@@ -1,7 +1,7 @@
 //! Which receive queue a frame takes.
 
 use offload::{L3Protocol, MAX_HEADER_LEN, classify};
-use vhost_user_net::Packet;
+use shared_memory::SharedSlice;
 
 /// Flows that are told apart.
 const FLOWS: usize = 256;
@@ -21,14 +21,14 @@ impl Default for Steering {
 }
 
 impl Steering {
-    /// The guest has sent a packet by this pair.
-    pub(super) fn sent(&mut self, packet: &Packet<'_>, pair: u16) {
+    /// The guest has sent a packet of so many bytes by this pair.
+    pub(super) fn sent(&mut self, pieces: &[SharedSlice<'_>], length: usize, pair: u16) {
         let mut bytes = [0u8; MAX_HEADER_LEN];
-        let mut length = 0;
-        for piece in packet.pieces {
-            length += piece.read_into(bytes.get_mut(length..).unwrap_or_default());
+        let mut known = 0;
+        for piece in pieces {
+            known += piece.read_into(bytes.get_mut(known..).unwrap_or_default());
         }
-        let flow = flow(bytes.get(..length).unwrap_or_default(), packet.length);
+        let flow = flow(bytes.get(..known).unwrap_or_default(), length);
         if let Some(place) = self.pairs.get_mut(flow) {
             *place = u8::try_from(pair).unwrap_or(0);
         }

@@ -419,7 +419,8 @@ fn status(state: &State) -> switch::SwitchStatus {
         last_error: None,
         statistics: Default::default(),
     };
-    switch::SwitchStatus { name: "switch".into(), uplink, host: None, ports: ports.collect() }
+    let ports = ports.collect();
+    switch::SwitchStatus { name: "switch".into(), uplink, host: None, ports, data_path_busy_us: 0 }
 }
 
 fn worker_status(name: &str, vm: &Vm) -> worker::WorkerStatus {
