@@ -71,3 +71,13 @@ run_client() {
         --vdev "net_virtio_user1,path=$2,$device" \
         -- --size "$size" --seconds "$seconds" --ring "$RING" "${mode[@]}"
 }
+
+# with_busy RESULT NANOSECONDS: the client's line, with how long the forwarder was at work for each frame, without the
+# turns in which nothing had come, as it says itself. That is what it can do where its clients are the slower ones.
+with_busy() {
+    if [[ $what == rate ]]; then
+        echo "${1%\}},\"busy_ns\":$2}"
+    else
+        echo "$1"
+    fi
+}

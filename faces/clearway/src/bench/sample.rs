@@ -27,6 +27,9 @@ pub(crate) struct Rate {
     /// The same of the thread that plays both guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) guest_cpu_ns: Option<f64>,
+    /// How long the forwarder was at work for a frame, ns, without the turns in which nothing had come; as it says itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) busy_ns: Option<f64>,
 }
 
 impl Rate {
@@ -41,6 +44,7 @@ impl Rate {
             receive_ring_empty: 0.0,
             host_cpu_ns: None,
             guest_cpu_ns: None,
+            busy_ns: None,
         }
     }
 
@@ -134,9 +138,9 @@ mod tests {
     #[test]
     fn what_the_peers_scripts_print_is_understood() {
         let line = r#"{"size":64,"seconds":2.0,"sent":9,"received":8,"frames_per_second":4.0,
-            "bytes_per_second":256.0,"send_ring_full":0.5,"receive_ring_empty":0.25,"check":0}"#;
+            "bytes_per_second":256.0,"send_ring_full":0.5,"receive_ring_empty":0.25,"check":0,"busy_ns":31.5}"#;
         let rate: Rate = serde_json::from_str(line).unwrap();
-        assert_eq!((rate.size, rate.received), (64, 8));
+        assert_eq!((rate.size, rate.received, rate.busy_ns), (64, 8, Some(31.5)));
         let line = r#"{"size":64,"samples":5,"lost":0,"rtt_ns_median":1.0,"rtt_ns_p99":2.0,"rtt_ns_min":0.5}"#;
         let round_trip: RoundTrip = serde_json::from_str(line).unwrap();
         assert_eq!(round_trip.samples, 5);
