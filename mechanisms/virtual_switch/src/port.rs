@@ -49,6 +49,11 @@ pub trait Port: Send + Any {
     /// most. True if there was anything to do.
     fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool;
 
+    /// Frames of the last poll, of a port that is better looked at when there are more of them; 0 of others.
+    fn gathered(&self) -> usize {
+        0
+    }
+
     /// Takes one frame, whose bytes are copied before this returns.
     ///
     /// # Errors

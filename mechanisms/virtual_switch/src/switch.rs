@@ -140,8 +140,8 @@ pub struct VirtualSwitch {
     leaving: Staging,
     /// How long its thread was at work.
     busy: Duration,
-    /// Frames that came in the last round.
-    arrived: usize,
+    /// Frames of the last round, if all came by ports that are better looked at when there are more of them.
+    gathered: usize,
 }
 
 impl std::fmt::Debug for VirtualSwitch {
@@ -169,7 +169,7 @@ impl VirtualSwitch {
             arriving: Some(Staging::new()?),
             leaving: Staging::new()?,
             busy: Duration::ZERO,
-            arrived: 0,
+            gathered: 0,
         })
     }
 
@@ -291,9 +291,9 @@ impl VirtualSwitch {
         self.busy += time;
     }
 
-    /// Frames that came in the last round.
-    pub(crate) const fn arrived(&self) -> usize {
-        self.arrived
+    /// Frames of the last round, if all came by ports that are better looked at when there are more of them.
+    pub(crate) const fn gathered(&self) -> usize {
+        self.gathered
     }
 
     /// How long its thread was at work since it was made: without the rounds in which nothing had come.
@@ -312,13 +312,18 @@ impl VirtualSwitch {
     /// One round over all ports and the uplink. True if there was anything to do.
     pub fn poll(&mut self, now: Instant) -> bool {
         let mut worked = false;
-        self.arrived = 0;
+        let (mut gathered, mut others) = (0, false);
         for index in 0..self.ports.len() {
             let id = u32::try_from(index).ok().and_then(VPortId::new);
             let place = self.ports.get_mut(index).and_then(Option::take);
             // While a port's frames are forwarded it is not in its place: nothing goes back where it came from.
             let (Some(id), Some(mut connected)) = (id, place) else { continue };
-            worked |= self.poll_one(Ingress::VPort(id), &mut connected, now);
+            if self.poll_one(Ingress::VPort(id), &mut connected, now) {
+                worked = true;
+                let frames = connected.port.gathered();
+                gathered += frames;
+                others |= frames == 0;
+            }
             connected.refresh(id, &mut self.table);
             if connected.away {
                 connected.port.release(&mut |frame| {
@@ -330,15 +335,16 @@ impl VirtualSwitch {
             }
         }
         if let Some(mut uplink) = self.uplink.take() {
-            worked |= self.poll_one(Ingress::Uplink, &mut uplink, now);
+            others |= self.poll_one(Ingress::Uplink, &mut uplink, now);
             self.uplink = Some(uplink);
         }
+        self.gathered = if others { 0 } else { gathered };
         for connected in self.ports.iter_mut().chain([&mut self.uplink]).flatten() {
             if std::mem::take(&mut connected.dirty) {
                 connected.port.flush();
             }
         }
-        worked
+        worked | others
     }
 
     fn poll_one(&mut self, ingress: Ingress, connected: &mut Connected, now: Instant) -> bool {
@@ -381,7 +387,10 @@ impl VirtualSwitch {
         frames: &[Frame<'_>],
         statistics: &mut PortStatistics,
     ) {
-        self.arrived += frames.len();
+        if let [frame] = frames {
+            self.arrive(ingress, frame, statistics);
+            return;
+        }
         let mut rest = frames;
         while let Some(first) = rest.first() {
             let alike = rest.iter().position(|frame| !frame.goes_with(first)).unwrap_or(rest.len());
@@ -398,16 +407,16 @@ impl VirtualSwitch {
         mut frames: &[Frame<'_>],
         statistics: &mut PortStatistics,
     ) {
-        while let Some((first, behind)) = frames.split_first() {
+        loop {
             let (whole, bytes) = self.deliver_whole(ingress, frames);
+            if whole == 0 {
+                break;
+            }
             statistics.sent += whole as u64;
             statistics.sent_bytes += bytes;
             frames = frames.get(whole..).unwrap_or_default();
-            if whole == 0 {
-                self.arrive(ingress, first, statistics);
-                frames = behind;
-            }
         }
+        frames.iter().for_each(|frame| self.arrive(ingress, frame, statistics));
     }
 
     /// Delivers frames of the same addresses, from the first on, as long as they go to one port as they are; returns how

@@ -86,7 +86,7 @@ fn run(mut switch: VirtualSwitch, inbox: &Inbox<VirtualSwitch>) {
         if worked {
             last_work = now;
             at_work = Some(now);
-            if FEW.contains(&switch.arrived()) {
+            if FEW.contains(&switch.gathered()) {
                 let after = Instant::now();
                 switch.note_busy(after - now);
                 at_work = None;

@@ -57,6 +57,8 @@ pub struct VhostUserPort {
     to_vf: bool,
     /// The VLAN that the guest is in without knowing.
     vlan: Option<u16>,
+    /// Packets of the last poll.
+    gathered: usize,
 }
 
 /// By which path the guest of a virtio-net takes frames.
@@ -96,6 +98,7 @@ impl VhostUserPort {
             held: None,
             to_vf: false,
             vlan: None,
+            gathered: 0,
         })
     }
 
@@ -240,19 +243,25 @@ fn forward_nothing(forward: &mut dyn FnMut(&[Frame<'_>])) {
 impl Port for VhostUserPort {
     fn poll(&mut self, now: Instant, forward: &mut dyn FnMut(&[Frame<'_>])) -> bool {
         let released = self.release_to_guest(now);
-        let Self { device, inbox, staging, steering, .. } = self;
+        let Self { device, inbox, staging, steering, gathered, .. } = self;
         // The server, which sends to it, is there as long as the port is.
         let mut worked = inbox.serve(device) == Some(true);
         worked |= released;
         let receiving = receiving_pairs(device);
+        *gathered = 0;
         for pair in 0..device.pairs() {
             let packets = device.transmitted(pair, BURST, |burst| {
                 let steering = (receiving > 1).then_some((&mut *steering, pair));
                 forward_burst(burst, staging, steering, forward);
             });
             worked |= packets > 0;
+            *gathered += packets;
         }
         worked
+    }
+
+    fn gathered(&self) -> usize {
+        self.gathered
     }
 
     fn deliver(&mut self, frame: &Frame<'_>, staging: &mut Staging) -> Result<(), NotDelivered> {
