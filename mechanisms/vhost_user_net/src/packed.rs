@@ -16,9 +16,9 @@ use crate::{
     },
 };
 
-/// Descriptors of a cache line, and how many ahead one is asked for.
+/// Descriptors of a cache line, and how many lines ahead one is asked for.
 const LINE: u16 = 4;
-const AHEAD: u16 = 8;
+const AHEAD: u16 = 4;
 /// Descriptor flags of packed rings alone (§2.8.1).
 const AVAILABLE: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
@@ -353,16 +353,16 @@ impl Bursts for PackedRing {
         let write = if direction == Direction::ToDriver { WRITE } else { 0 };
         // Of what is read in its order, one descriptor in a burst is written.
         let is_written = direction == Direction::ToDriver || !*in_order;
-        let mut at = *next;
-        loop {
-            if at.index.is_multiple_of(LINE) {
-                let ahead = at.index.wrapping_add(AHEAD);
-                if is_written {
-                    parts.descriptors.prefetch_write(ahead);
-                } else {
-                    parts.descriptors.prefetch_read(ahead);
-                }
+        let ask_for = |index: u16| {
+            if is_written {
+                parts.descriptors.prefetch_write(index);
+            } else {
+                parts.descriptors.prefetch_read(index);
             }
+        };
+        let mut at = *next;
+        let mut is_first = true;
+        loop {
             let (guest, Second { length, id, flags }) = parts.read(at.index);
             let decide = AVAILABLE | USED | WRITE | NEXT | INDIRECT;
             if flags & decide != at.available_flags() | write
@@ -370,6 +370,14 @@ impl Bursts for PackedRing {
                 || !each(Token { id, slots: 1 }, Piece { guest, length })
             {
                 break;
+            }
+            // Nothing is asked for where nothing is: the driver may be about to write there.
+            if is_first {
+                (1..AHEAD).for_each(|line| ask_for(at.index.wrapping_add(line * LINE)));
+                is_first = false;
+            }
+            if at.index.is_multiple_of(LINE) {
+                ask_for(at.index.wrapping_add(AHEAD * LINE));
             }
             at.advance(1, *size);
         }
