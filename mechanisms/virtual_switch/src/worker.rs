@@ -20,9 +20,9 @@ const SPIN: Duration = Duration::from_micros(100);
 /// Frames of a round after which the thread rests, so that more of them are there in the next one: a round costs what it
 /// costs, and who looks for each frame as it is written takes the line away from its writer. Fewer are no stream, and
 /// whoever sent them may wait for an answer.
-const FEW: Range<usize> = 8..64;
+const FEW: Range<usize> = 8..128;
 /// How long it rests.
-const REST: Duration = Duration::from_nanos(600);
+const REST: Duration = Duration::from_nanos(1000);
 
 /// The thread has ended: the switch is going down.
 #[derive(Copy, Clone, Eq, PartialEq, Debug, thiserror::Error)]
