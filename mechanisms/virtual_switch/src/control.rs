@@ -542,7 +542,7 @@ pub struct SwitchStatus {
     /// Its ports, by name.
     pub ports: Vec<PortStatus>,
     /// Microseconds for which the thread of its data path was at work since the switch started, without the rounds in which
-    /// nothing had come.
+    /// nothing had come, and without its rests after small ones.
     #[serde(default)]
     pub data_path_busy_us: u64,
 }
