@@ -116,7 +116,7 @@ unsafe fn copy_avx512(to: *mut u8, from: *const u8, length: usize) {
         _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_storeu_si512,
     };
     let mut done = 0;
-    // SAFETY: every access lies in done..length; the masked ones touch only the bytes under the mask.
+    // SAFETY: every access lies in 0..length; the masked ones touch only the bytes under the mask.
     unsafe {
         while length - done >= 256 {
             let a = _mm512_loadu_si512(from.add(done).cast());

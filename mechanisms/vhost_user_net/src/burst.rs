@@ -4,27 +4,24 @@
 //! is asked for before the first byte of it is looked at, so that the waits are one.
 
 use arrayvec::ArrayVec;
-use linux_network::{ChecksumState, PacketOffload, VnetHeader};
+use linux_network::{ChecksumState, PacketOffload};
 use shared_memory::{DmaAddress, DmaWindow, FrameCopy, SharedSlice, TranslationCache, copy_frames};
-use zerocopy::FromBytes;
 
 use crate::{
     Features,
     memory::{DirtyLog, GuestMemory},
-    packet::{MAX_PACKET, NET_HEADER, Packet, emit_header},
-    ring::{Buffer, Bursts, Direction, MAX_PIECES, Piece, Ring, RingError, Token},
+    packet::{HEAD, Sent, Unread, emit_header},
+    ring::{Buffer, Direction, MAX_PIECES, Piece, Ring, RingError, Singles, Token},
 };
 
 /// Packets of a burst, at most.
-const BURST: usize = 32;
+pub const MAX_BURST: usize = 32;
 /// Packets of a driver's that are asked for before the first of them is looked at, at most.
-const ARRIVALS: usize = 2 * BURST;
+const ARRIVALS: usize = 2 * MAX_BURST;
 /// Pieces of a burst's packets, at most: nearly all packets have one or two.
 const PIECES: usize = 4 * MAX_PIECES;
 /// Cache lines of a packet that are asked for before it is its turn, beside its last.
 const AHEAD: usize = 4;
-/// Bytes of a packet that are read once, for decisions.
-const HEAD: usize = 16;
 
 /// A buffer of the driver's, as it was taken.
 #[derive(Copy, Clone, Debug)]
@@ -91,8 +88,9 @@ impl<'m> Arriving<'m> {
         }
     }
 
+    /// As [`Self::add_singles`]. One for each kind of ring, so that what is done with a buffer is in the ring's loop.
     #[inline]
-    fn add_singles_of(&mut self, ring: &mut impl Bursts, window: DmaWindow<'m>, most: usize) {
+    fn add_singles_of(&mut self, ring: &mut impl Singles, window: DmaWindow<'m>, most: usize) {
         let Self { header, is_said, arrivals, pieces } = self;
         let (header, is_said) = (*header, *is_said);
         let mut left = most.min(arrivals.remaining_capacity()).min(pieces.remaining_capacity());
@@ -143,7 +141,7 @@ impl<'m> Arriving<'m> {
         let Self { header, is_said, arrivals, pieces } = self;
         let (header, is_said) = (*header, *is_said);
         let (mut rest, mut begin) = (pieces.as_mut_slice(), 0);
-        for arrivals in arrivals.chunks(BURST) {
+        for arrivals in arrivals.chunks(MAX_BURST) {
             let end = arrivals.last().map_or(begin, |last| last.end);
             let split = std::mem::take(&mut rest).split_at_mut_checked(usize::from(end - begin));
             let Some((pieces, behind)) = split else { return };
@@ -159,7 +157,7 @@ impl<'m> Arriving<'m> {
     }
 }
 
-/// Packets that a driver has sent one behind the other, 32 at most: what is in memory is read as they are taken from here.
+/// Packets that a driver has sent one behind the other, [`MAX_BURST`] at most: what is in memory is read as they are taken from here.
 #[derive(Debug)]
 pub struct SentBurst<'b, 'm> {
     header: usize,
@@ -168,24 +166,6 @@ pub struct SentBurst<'b, 'm> {
     /// Where the next one's pieces begin, counted as their ends are.
     begin: u16,
     pieces: &'b mut [SharedSlice<'m>],
-}
-
-/// What a driver has sent.
-#[derive(Debug)]
-pub enum Sent<'b, 'm> {
-    /// A packet that goes as it is.
-    Plain(Packet<'b>),
-    /// What has to be looked into.
-    Other(Unread<'b, 'm>),
-}
-
-/// A packet in any number of pieces, with its header before it.
-#[derive(Debug)]
-pub struct Unread<'b, 'm> {
-    pieces: &'b mut [SharedSlice<'m>],
-    header: usize,
-    is_said: bool,
-    cut: bool,
 }
 
 impl<'b, 'm: 'b> Iterator for SentBurst<'b, 'm> {
@@ -198,50 +178,7 @@ impl<'b, 'm: 'b> Iterator for SentBurst<'b, 'm> {
         let count = usize::from(end - self.begin);
         let (pieces, behind) = std::mem::take(&mut self.pieces).split_at_mut_checked(count)?;
         (self.pieces, self.begin) = (behind, end);
-        if let ([piece], false) = (&mut *pieces, cut) {
-            let (_, rest) = piece.split(header);
-            // The first two bytes are flags and the kind of segmentation.
-            let plain = !is_said || piece.load_bytes8(0).is_some_and(|word| word & 0xFFFF == 0);
-            let length = rest.len();
-            if let (Some(head), true) = (rest.load_words(), plain && length <= MAX_PACKET) {
-                *piece = rest;
-                return Some(Sent::Plain(Packet { head, pieces, length }));
-            }
-        }
-        Some(Sent::Other(Unread { pieces, header, is_said, cut }))
-    }
-}
-
-impl<'b, 'm: 'b> Unread<'b, 'm> {
-    /// Reads the header, if it may say something: the packet, and what is asked for it. `None` if that makes no sense.
-    #[must_use]
-    pub fn read(self) -> Option<(Packet<'b>, PacketOffload)> {
-        let Self { pieces, header, is_said, cut } = self;
-        let mut first = [0u8; NET_HEADER];
-        let (mut left, mut length, mut used) = (header, 0, 0);
-        for piece in pieces.iter_mut() {
-            if left > 0 {
-                let (part, rest) = piece.split(left);
-                if is_said {
-                    part.read_into(first.get_mut(header - left..).unwrap_or_default());
-                }
-                left -= part.len();
-                used += usize::from(rest.is_empty());
-                *piece = rest;
-            }
-            length += piece.len();
-        }
-        let (said, _) = VnetHeader::read_from_prefix(&first).ok()?;
-        let offload = if is_said { said.parse(length).ok()? } else { PacketOffload::default() };
-        let pieces = pieces.get(used..).unwrap_or_default();
-        if cut || length > MAX_PACKET {
-            return None;
-        }
-        let head = match pieces.first().and_then(|first| first.load_words()) {
-            Some(head) => head,
-            None => gather_head(pieces),
-        };
-        Some((Packet { head, pieces, length }, offload))
+        Some(Sent::of(Unread { pieces, header, is_said, cut }))
     }
 }
 
@@ -260,18 +197,6 @@ fn ask_for(piece: SharedSlice<'_>, header: usize, is_said: bool) {
         said.prefetch_read();
     }
     behind.prefetch_read_ends(AHEAD);
-}
-
-/// The first 16 bytes of a packet whose first piece is shorter.
-#[cold]
-fn gather_head(pieces: &[SharedSlice<'_>]) -> [u64; 2] {
-    let mut head = [[0u8; 8]; 2];
-    let mut rest = head.as_flattened_mut();
-    for piece in pieces {
-        let count = piece.read_into(rest);
-        rest = rest.get_mut(count..).unwrap_or_default();
-    }
-    head.map(u64::from_le_bytes)
 }
 
 /// A packet for a driver that lies in one piece of memory, of at least 16 bytes.
@@ -299,6 +224,10 @@ pub(crate) struct Receiver<'d> {
 struct Target<'m> {
     token: Token,
     verified: bool,
+    /// Where it is in the guest's memory.
+    guest: u64,
+    /// Bytes of the header and the packet.
+    length: u32,
     /// Where its header goes.
     header: SharedSlice<'m>,
 }
@@ -312,53 +241,60 @@ impl Receiver<'_> {
         ring: &mut Ring,
         packets: impl Iterator<Item = WholePacket<'f>>,
     ) -> usize {
+        let Self { memory, cache, log, header } = self;
+        let window = memory.window(cache);
+        let mut targets = Targets::default();
         match ring {
-            Ring::Split(ring) => put_singles(ring, self, packets),
-            Ring::Packed(ring) => put_singles(ring, self, packets),
+            Ring::Split(ring) => targets.take(ring, window, header, packets),
+            Ring::Packed(ring) => targets.take(ring, window, header, packets),
         }
+        let Targets { targets, copies } = targets;
+        copy_frames(&copies);
+        let complete = HeaderWords::new(ChecksumState::Complete, header);
+        let verified = HeaderWords::new(ChecksumState::Verified, header);
+        for target in &targets {
+            if target.verified { &verified } else { &complete }.write(target.header);
+        }
+        ring.put_all(targets.iter().map(|target| (target.token, target.length)));
+        if let Some(log) = log {
+            targets.iter().for_each(|target| log.note(target.guest, target.length.into()));
+        }
+        targets.len()
     }
 }
 
-#[inline]
-fn put_singles<'f>(
-    ring: &mut impl Bursts,
-    receiver: Receiver<'_>,
-    packets: impl Iterator<Item = WholePacket<'f>>,
-) -> usize {
-    let Receiver { memory, cache, log, header } = receiver;
-    let mut targets = ArrayVec::<Target<'_>, BURST>::new();
-    let mut copies = ArrayVec::<FrameCopy<'_>, BURST>::new();
-    let mut logged = ArrayVec::<(u64, u64), BURST>::new();
-    let window = memory.window(cache);
-    let mut packets = packets.take(BURST);
-    ring.take_singles(Direction::ToDriver, |token, Piece { guest, length }| {
-        let Some(packet) = packets.next() else { return false };
-        let need = header + packet.bytes.len();
-        let fits = length as usize >= need && packet.bytes.len() >= HEAD;
-        let bytes = window.write_slice(DmaAddress(guest), need).filter(|_| fits);
-        let Some(bytes) = bytes else { return false };
-        let (said, to) = bytes.split(header);
-        to.prefetch_write_ends(AHEAD);
-        targets.push(Target { token, verified: packet.verified, header: said });
-        copies.push(FrameCopy { head: packet.head, from: packet.bytes, to });
-        if log.is_some() {
-            logged.push((guest, need as u64));
-        }
-        true
-    });
-    copy_frames(&copies);
-    let complete = HeaderWords::new(ChecksumState::Complete, header);
-    let verified = HeaderWords::new(ChecksumState::Verified, header);
-    for target in &targets {
-        if target.verified { &verified } else { &complete }.write(target.header);
+/// The buffers that a burst goes into, and what goes where.
+#[derive(Default)]
+struct Targets<'t> {
+    targets: ArrayVec<Target<'t>, MAX_BURST>,
+    copies: ArrayVec<FrameCopy<'t>, MAX_BURST>,
+}
+
+impl<'t> Targets<'t> {
+    /// Takes a buffer for each packet, and asks for it. One for each kind of ring, so that what is done with a buffer is in
+    /// the ring's loop.
+    #[inline]
+    fn take<'f: 't>(
+        &mut self,
+        ring: &mut impl Singles,
+        window: DmaWindow<'t>,
+        header: usize,
+        packets: impl Iterator<Item = WholePacket<'f>>,
+    ) {
+        let mut packets = packets.take(MAX_BURST);
+        ring.take_singles(Direction::ToDriver, |token, Piece { guest, length }| {
+            let Some(packet) = packets.next() else { return false };
+            let need = header + packet.bytes.len();
+            let fits = length as usize >= need && packet.bytes.len() >= HEAD;
+            let bytes = window.write_slice(DmaAddress(guest), need).filter(|_| fits);
+            let (Some(bytes), Ok(length)) = (bytes, u32::try_from(need)) else { return false };
+            let (header, to) = bytes.split(header);
+            to.prefetch_write_ends(AHEAD);
+            self.targets.push(Target { token, verified: packet.verified, guest, length, header });
+            self.copies.push(FrameCopy { head: packet.head, from: packet.bytes, to });
+            true
+        });
     }
-    ring.put_all(targets.iter().zip(&copies).map(|(target, copy)| {
-        (target.token, u32::try_from(header + copy.to.len()).unwrap_or(u32::MAX))
-    }));
-    if let Some(log) = log {
-        logged.iter().for_each(|(guest, length)| log.note(*guest, *length));
-    }
-    targets.len()
 }
 
 /// A header of a packet in one buffer, as two words that overlap.

@@ -45,9 +45,9 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use burst::{Sent, SentBurst, Unread, WholePacket};
+pub use burst::{MAX_BURST, SentBurst, WholePacket};
 pub use device::{Device, MAX_QUEUE_PAIRS, NotPut};
 pub use features::Features;
-pub use packet::Packet;
+pub use packet::{Packet, Sent, Unread};
 pub use ring::RingError;
 pub use server::{ServerError, VhostUserServer};

@@ -163,10 +163,10 @@ impl View {
         self.mapping.as_slice().get(self.offset, self.length).unwrap_or(SharedSlice::empty())
     }
 
-    /// The descriptors that lie there; `None` if there is no room for so many.
-    pub(crate) fn descriptors(&self, count: u16) -> Option<DescriptorRing<2>> {
-        let fits = usize::from(count) * DescriptorRing::<2>::DESCRIPTOR_SIZE <= self.length;
-        fits.then(|| DescriptorRing::new(&self.mapping, self.offset, count).ok()).flatten()
+    /// The descriptors that lie there; `None` if there is none, or too many for a ring.
+    pub(crate) fn descriptors(&self) -> Option<DescriptorRing<2>> {
+        let count = u16::try_from(self.length / DescriptorRing::<2>::DESCRIPTOR_SIZE).ok()?;
+        DescriptorRing::new(&self.mapping, self.offset, count).ok()
     }
 
     /// Whether it begins at a multiple of `alignment`, a power of two not above the page size.

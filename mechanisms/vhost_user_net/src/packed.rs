@@ -11,8 +11,8 @@ use crate::{
     Features,
     memory::{DirtyLog, GuestMemory, View},
     ring::{
-        Addresses, Buffer, Bursts, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece,
-        RingError, Token, WRITE, part,
+        Addresses, Buffer, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece, RingError,
+        Singles, Token, WRITE, part,
     },
 };
 
@@ -62,7 +62,7 @@ impl Place {
     /// Whether a descriptor with these flags was made available to whoever has come here.
     #[inline(always)]
     const fn is_available(self, flags: u16) -> bool {
-        (flags & AVAILABLE != 0) == self.wrap && (flags & USED != 0) != self.wrap
+        flags & (AVAILABLE | USED) == self.available_flags()
     }
 
     /// The flags by which a descriptor was made available to whoever has come here.
@@ -121,7 +121,7 @@ impl Parts {
         let table = part(at.descriptors, table, 16, "descriptor ring")?;
         let outside = RingError::Outside { part: "descriptor ring" };
         Ok(Self {
-            descriptors: table.descriptors(size).ok_or(outside)?,
+            descriptors: table.descriptors().ok_or(outside)?,
             table,
             driver_event: part(at.driver, EVENT, 4, "driver's event suppression")?,
             device_event: part(at.device, EVENT, 4, "device's event suppression")?,
@@ -346,7 +346,7 @@ impl PackedRing {
     }
 }
 
-impl Bursts for PackedRing {
+impl Singles for PackedRing {
     #[inline(always)]
     fn take_singles(&mut self, direction: Direction, mut each: impl FnMut(Token, Piece) -> bool) {
         let Self { parts, size, in_order, next, .. } = self;
@@ -382,39 +382,6 @@ impl Bursts for PackedRing {
             at.advance(1, *size);
         }
         *next = at;
-    }
-
-    #[inline(always)]
-    fn give_back_all(&mut self, mut tokens: impl Iterator<Item = Token>) {
-        if !self.in_order {
-            tokens.for_each(|token| self.push(token, 0, 0));
-            return;
-        }
-        let Some(first) = tokens.next() else { return };
-        self.give_back(first);
-        let Self { used, size, hidden, .. } = self;
-        for Token { id, slots } in tokens {
-            if let Some(hidden) = hidden {
-                hidden.id = id;
-            }
-            used.advance(slots, *size);
-        }
-    }
-
-    #[inline(always)]
-    fn put_all(&mut self, mut buffers: impl Iterator<Item = (Token, u32)>) {
-        if self.hidden.is_none()
-            && let Some((token, written)) = buffers.next()
-        {
-            self.put(token, written);
-        }
-        let Self { parts, used, size, .. } = self;
-        let mut at = *used;
-        for (Token { id, slots }, length) in buffers {
-            parts.show(Hidden { at, length, id, write: WRITE });
-            at.advance(slots, *size);
-        }
-        *used = at;
     }
 }
 

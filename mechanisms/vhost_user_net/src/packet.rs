@@ -16,7 +16,7 @@ pub(crate) const MAX_PACKET: usize = (1 << 16) + 256;
 /// Pieces of one packet for the driver, at most.
 pub(crate) const MAX_TARGETS: usize = 2 * MAX_BUFFERS;
 /// Bytes of a packet that are read once, for decisions.
-const HEAD: usize = 16;
+pub(crate) const HEAD: usize = 16;
 
 // The header is in the machine's byte order where it is shared with TAP devices, and little endian on the wire.
 const _: () = assert!(cfg!(target_endian = "little"));
@@ -44,6 +44,91 @@ pub struct Packet<'m> {
     pub pieces: &'m [SharedSlice<'m>],
     /// Sum of the pieces, bytes.
     pub length: usize,
+}
+
+/// What a driver has sent.
+#[derive(Debug)]
+pub enum Sent<'b, 'm> {
+    /// A packet that goes as it is.
+    Plain(Packet<'b>),
+    /// What has to be looked into.
+    Other(Unread<'b, 'm>),
+}
+
+/// A packet in any number of pieces, with its header before it.
+#[derive(Debug)]
+pub struct Unread<'b, 'm> {
+    pub(crate) pieces: &'b mut [SharedSlice<'m>],
+    /// Bytes of its header.
+    pub(crate) header: usize,
+    /// The header may say something.
+    pub(crate) is_said: bool,
+    /// There were more pieces.
+    pub(crate) cut: bool,
+}
+
+impl<'b, 'm: 'b> Sent<'b, 'm> {
+    /// Takes the header away from a packet in one piece that asks for nothing.
+    #[inline(always)]
+    pub(crate) fn of(unread: Unread<'b, 'm>) -> Self {
+        let Unread { pieces, header, is_said, cut } = unread;
+        if let ([piece], false) = (&mut *pieces, cut) {
+            let (_, rest) = piece.split(header);
+            // The first two bytes are flags and the kind of segmentation.
+            let plain = !is_said || piece.load_bytes8(0).is_some_and(|word| word & 0xFFFF == 0);
+            let length = rest.len();
+            if let (Some(head), true) = (rest.load_words(), plain && length <= MAX_PACKET) {
+                *piece = rest;
+                return Self::Plain(Packet { head, pieces, length });
+            }
+        }
+        Self::Other(Unread { pieces, header, is_said, cut })
+    }
+}
+
+impl<'b, 'm: 'b> Unread<'b, 'm> {
+    /// Reads the header, if it may say something: the packet, and what is asked for it. `None` if that makes no sense.
+    #[must_use]
+    pub fn read(self) -> Option<(Packet<'b>, PacketOffload)> {
+        let Self { pieces, header, is_said, cut } = self;
+        let mut first = [0u8; NET_HEADER];
+        let (mut left, mut length, mut used) = (header, 0, 0);
+        for piece in pieces.iter_mut() {
+            if left > 0 {
+                let (part, rest) = piece.split(left);
+                if is_said {
+                    part.read_into(first.get_mut(header - left..).unwrap_or_default());
+                }
+                left -= part.len();
+                used += usize::from(rest.is_empty());
+                *piece = rest;
+            }
+            length += piece.len();
+        }
+        let (said, _) = VnetHeader::read_from_prefix(&first).ok()?;
+        let offload = if is_said { said.parse(length).ok()? } else { PacketOffload::default() };
+        let pieces = pieces.get(used..).unwrap_or_default();
+        if cut || length > MAX_PACKET {
+            return None;
+        }
+        let head = match pieces.first().and_then(|first| first.load_words()) {
+            Some(head) => head,
+            None => gather_head(pieces),
+        };
+        Some((Packet { head, pieces, length }, offload))
+    }
+}
+
+/// The first 16 bytes of a packet whose first piece is shorter.
+#[cold]
+fn gather_head(pieces: &[SharedSlice<'_>]) -> [u64; 2] {
+    let mut head = [[0u8; 8]; 2];
+    let mut rest = head.as_flattened_mut();
+    for piece in pieces {
+        let count = piece.read_into(rest);
+        rest = rest.get_mut(count..).unwrap_or_default();
+    }
+    head.map(u64::from_le_bytes)
 }
 
 /// The header of a packet that lies in so many buffers.

@@ -172,17 +172,11 @@ impl Buffer {
     }
 }
 
-/// What is done with many buffers at once, on a ring whose kind is known.
-pub(crate) trait Bursts {
+/// The quick way to many buffers, on a ring whose kind is known.
+pub(crate) trait Singles {
     /// Takes buffers of one descriptor each for as long as `each` wants them; ends before any other, and where nothing or
     /// nothing good is available.
     fn take_singles(&mut self, direction: Direction, each: impl FnMut(Token, Piece) -> bool);
-
-    /// Gives buffers back that were read; the driver sees them by [`Ring::publish`].
-    fn give_back_all(&mut self, tokens: impl Iterator<Item = Token>);
-
-    /// Gives buffers back, into which so many bytes were written; the driver sees them by [`Ring::publish`].
-    fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>);
 }
 
 /// A virtqueue of either kind.
@@ -261,7 +255,10 @@ impl Ring {
     /// Gives buffers back that were read; the driver sees them by [`Self::publish`].
     #[inline]
     pub(crate) fn give_back_all(&mut self, tokens: impl Iterator<Item = Token>) {
-        on_either!(self, ring => ring.give_back_all(tokens));
+        match self {
+            Self::Split(ring) => tokens.for_each(|token| ring.put(token.id, 0)),
+            Self::Packed(ring) => tokens.for_each(|token| ring.give_back(token)),
+        }
     }
 
     /// Gives a buffer back into which so many bytes were written; the driver sees it by [`Self::publish`].
@@ -270,6 +267,15 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.put(token.id, written),
             Self::Packed(ring) => ring.put(token, written),
+        }
+    }
+
+    /// As [`Self::put`], of several.
+    #[inline]
+    pub(crate) fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
+        match self {
+            Self::Split(ring) => buffers.for_each(|(token, written)| ring.put(token.id, written)),
+            Self::Packed(ring) => buffers.for_each(|(token, written)| ring.put(token, written)),
         }
     }
 

@@ -10,8 +10,8 @@ use crate::{
     Features,
     memory::{DirtyLog, GuestMemory, View},
     ring::{
-        Addresses, Buffer, Bursts, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece,
-        RingError, Token, WRITE, part,
+        Addresses, Buffer, DESCRIPTOR, Direction, INDIRECT, MAX_SIZE, NEXT, Piece, RingError,
+        Singles, Token, WRITE, part,
     },
 };
 
@@ -120,15 +120,9 @@ impl SplitRing {
         usize::from(index & (self.size - 1))
     }
 
-    /// Takes the next buffer; false if there is none.
-    #[inline]
-    pub(crate) fn take(
-        &mut self,
-        memory: &GuestMemory,
-        cache: &mut TranslationCache,
-        direction: Direction,
-        buffer: &mut Buffer,
-    ) -> Result<bool, RingError> {
+    /// The first descriptor of the next buffer, if there is one.
+    #[inline(always)]
+    fn next_head(&mut self) -> Result<Option<u16>, RingError> {
         let outside = RingError::Outside { part: "available ring" };
         let available = self.parts.available.bytes();
         if self.next == self.seen {
@@ -139,11 +133,23 @@ impl SplitRing {
             }
             self.seen = index;
             if more == 0 {
-                return Ok(false);
+                return Ok(None);
             }
         }
         let entry = ENTRIES + 2 * self.place(self.next);
-        let id = available.load_u16(entry, Ordering::Relaxed).ok_or(outside)?;
+        available.load_u16(entry, Ordering::Relaxed).ok_or(outside).map(Some)
+    }
+
+    /// Takes the next buffer; false if there is none.
+    #[inline]
+    pub(crate) fn take(
+        &mut self,
+        memory: &GuestMemory,
+        cache: &mut TranslationCache,
+        direction: Direction,
+        buffer: &mut Buffer,
+    ) -> Result<bool, RingError> {
+        let Some(id) = self.next_head()? else { return Ok(false) };
         buffer.token = Token { id, slots: 1 };
         self.walk(memory, cache, direction, buffer)?;
         self.next = self.next.wrapping_add(1);
@@ -254,24 +260,12 @@ impl SplitRing {
     }
 }
 
-impl Bursts for SplitRing {
+impl Singles for SplitRing {
     #[inline(always)]
     fn take_singles(&mut self, direction: Direction, mut each: impl FnMut(Token, Piece) -> bool) {
-        let (available, table) = (self.parts.available.bytes(), self.parts.descriptors.bytes());
         let wanted = if direction == Direction::ToDriver { WRITE } else { 0 };
-        loop {
-            if self.next == self.seen {
-                let index = available.load_u16(INDEX, Ordering::Acquire);
-                let Some(index) = index.filter(|index| {
-                    let more = index.wrapping_sub(self.next);
-                    more > 0 && more <= self.size
-                }) else {
-                    return;
-                };
-                self.seen = index;
-            }
-            let entry = ENTRIES + 2 * self.place(self.next);
-            let Some(id) = available.load_u16(entry, Ordering::Relaxed) else { return };
+        while let Ok(Some(id)) = self.next_head() {
+            let table = self.parts.descriptors.bytes();
             let words = table.get(DESCRIPTOR * usize::from(id), DESCRIPTOR);
             let words: Option<[u64; 2]> = words.and_then(|words| words.load_words());
             let Some([guest, second]) = words else { return };
@@ -284,16 +278,6 @@ impl Bursts for SplitRing {
             }
             self.next = self.next.wrapping_add(1);
         }
-    }
-
-    #[inline(always)]
-    fn give_back_all(&mut self, tokens: impl Iterator<Item = Token>) {
-        tokens.for_each(|token| self.put(token.id, 0));
-    }
-
-    #[inline(always)]
-    fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
-        buffers.for_each(|(token, written)| self.put(token.id, written));
     }
 }
 

@@ -120,6 +120,16 @@ impl Connected {
         self.dirty = true;
         result
     }
+
+    /// How many were delivered as they are, and their bytes.
+    fn deliver_whole(&mut self, frames: &[Frame<'_>]) -> (usize, u64) {
+        let whole = self.port.deliver_whole(frames);
+        let bytes = frames.iter().take(whole).map(|frame| frame.length as u64).sum();
+        self.statistics.received += whole as u64;
+        self.statistics.received_bytes += bytes;
+        self.dirty |= whole > 0;
+        (whole, bytes)
+    }
 }
 
 /// One VMSwitch's software data path.
@@ -428,12 +438,7 @@ impl VirtualSwitch {
             return (0, 0);
         };
         let Some(Some(connected)) = self.ports.get_mut(id.index()) else { return (0, 0) };
-        let whole = connected.port.deliver_whole(frames);
-        let bytes = frames.iter().take(whole).map(|frame| frame.length as u64).sum();
-        connected.statistics.received += whole as u64;
-        connected.statistics.received_bytes += bytes;
-        connected.dirty |= whole > 0;
-        (whole, bytes)
+        connected.deliver_whole(frames)
     }
 
     fn arrive(&mut self, ingress: Ingress, frame: &Frame<'_>, statistics: &mut PortStatistics) {

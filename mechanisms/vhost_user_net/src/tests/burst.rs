@@ -172,6 +172,22 @@ fn what_a_burst_writes_is_in_the_log() {
 }
 
 #[test]
+fn a_header_is_read_only_of_a_driver_that_could_ask_for_something() {
+    for (features, expected) in [(BASIC, Some(pattern(60))), (BASIC | Features::CSUM, None)] {
+        let mut played = Played::new(features, 8);
+        // A kind of segmentation that there is not.
+        let bytes = [&[0, 0x77][..], &[0; 10], &pattern(60)].concat();
+        played.write(BUFFERS, &bytes);
+        played.tx.describe(0, (guest(BUFFERS), 72), 0, 0);
+        played.tx.describe(1, (guest(BUFFERS), 12), NEXT, 2);
+        played.tx.describe(2, (guest(BUFFERS + 12), 60), 0, 0);
+        played.tx.make_available(0);
+        played.tx.make_available(1);
+        assert_eq!(played.sent(), [expected.clone(), expected], "{features:?}");
+    }
+}
+
+#[test]
 fn packets_of_all_sorts_are_handed_over_in_their_order() {
     for features in KINDS.map(|features| features | Features::CSUM) {
         let (memory, _fd, mut device) = device(features);

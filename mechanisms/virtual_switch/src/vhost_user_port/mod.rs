@@ -25,7 +25,7 @@ use owner_thread::{Inbox, inbox};
 use serde::{Deserialize, Serialize};
 use shared_memory::SharedSlice;
 use vhost_user_net::{
-    Device, Features, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, SentBurst, VhostUserServer,
+    Device, Features, MAX_BURST, MAX_QUEUE_PAIRS, NotPut, Packet, Sent, SentBurst, VhostUserServer,
     WholePacket,
 };
 
@@ -203,17 +203,14 @@ fn forward_burst(
     forward: &mut dyn FnMut(&[Frame<'_>]),
 ) {
     // Those that need nothing, for as long as there is no other.
-    let mut frames = ArrayVec::<Frame<'_>, BURST>::new();
+    let mut frames = ArrayVec::<Frame<'_>, MAX_BURST>::new();
     for sent in burst {
         let (packet, offload) = match sent {
             Sent::Plain(packet) => {
                 if let Some((steering, pair)) = &mut steering {
                     steering.sent(packet.pieces, packet.length, *pair);
                 }
-                if frames.is_full() {
-                    forward(&frames);
-                    frames.clear();
-                }
+                // There is room for all of a burst.
                 frames.push(frame_of(packet));
                 continue;
             }

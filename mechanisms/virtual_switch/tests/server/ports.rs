@@ -45,6 +45,7 @@ fn frames_flow_between_the_guests_of_two_workers_and_are_counted() {
     wait_for("counters", || stack.port_status("vm1").statistics.no_receiver == 1);
     let status = stack.status();
     assert_eq!((status.name.as_str(), status.uplink.spec.as_str()), ("external", "none"));
+    assert!(status.data_path_busy_us > 0, "400 frames took no time");
     let [first, second] = &status.ports[..] else { panic!("{status:?}") };
     let seen = first.statistics;
     assert_eq!((seen.sent, seen.received, seen.spoofed, seen.no_receiver), (201, 200, 1, 1));

@@ -13,13 +13,15 @@
 
 mod check;
 mod guest;
+mod happening;
 mod nic;
 mod random;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use world::{Kind, World};
+use happening::Kind;
+use world::World;
 
 /// Runs of the test.
 const RUNS: u64 = 10_000;
