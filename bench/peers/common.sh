@@ -73,7 +73,7 @@ run_client() {
 }
 
 # with_busy RESULT NANOSECONDS: the client's line, with how long the forwarder was at work for each frame, without the
-# turns in which nothing had come, as it says itself. That is what it can do where its clients are the slower ones.
+# turns in which nothing had come, as it says itself.
 with_busy() {
     if [[ $what == rate ]]; then
         echo "${1%\}},\"busy_ns\":$2}"

@@ -2,9 +2,9 @@
  * Generator and sink in one poll loop on one core: what sits at both ends of the switches that Clearway is
  * measured against. Port 0 sends, port 1 receives; both are virtio-user devices of DPDK.
  *
- * It does per frame exactly what `clearway bench forward` does with two VFs: the sender writes every cache
- * line of the frame, the receiver reads every cache line, and a frame counts when the sink has read it. The buffer of
- * a frame that was read is written and sent again: with buffers of the pool for each, this program would be slower
+ * It touches a frame as `clearway bench forward` does with two VFs: the sender writes every cache line of the frame,
+ * the receiver reads every cache line, and a frame counts when the sink has read it. Unlike there, the buffer of a
+ * frame that was read is written and sent again: with buffers of the pool for each, this program would be slower
  * than what is between its ports, and be what is measured.
  *
  * Prints one line of JSON. Built by `run` against Debian's libdpdk-dev.

@@ -157,7 +157,8 @@ impl<'m> Arriving<'m> {
     }
 }
 
-/// Packets that a driver has sent one behind the other, [`MAX_BURST`] at most: what is in memory is read as they are taken from here.
+/// Packets that a driver has sent one behind the other, [`MAX_BURST`] at most: what is in memory is read as they are taken
+/// from here.
 #[derive(Debug)]
 pub struct SentBurst<'b, 'm> {
     header: usize,

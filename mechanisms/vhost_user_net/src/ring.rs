@@ -255,28 +255,19 @@ impl Ring {
     /// Gives buffers back that were read; the driver sees them by [`Self::publish`].
     #[inline]
     pub(crate) fn give_back_all(&mut self, tokens: impl Iterator<Item = Token>) {
-        match self {
-            Self::Split(ring) => tokens.for_each(|token| ring.put(token.id, 0)),
-            Self::Packed(ring) => tokens.for_each(|token| ring.give_back(token)),
-        }
+        on_either!(self, ring => tokens.for_each(|token| ring.give_back(token)));
     }
 
     /// Gives a buffer back into which so many bytes were written; the driver sees it by [`Self::publish`].
     #[inline]
     pub(crate) fn put(&mut self, token: Token, written: u32) {
-        match self {
-            Self::Split(ring) => ring.put(token.id, written),
-            Self::Packed(ring) => ring.put(token, written),
-        }
+        on_either!(self, ring => ring.put(token, written));
     }
 
     /// As [`Self::put`], of several.
     #[inline]
     pub(crate) fn put_all(&mut self, buffers: impl Iterator<Item = (Token, u32)>) {
-        match self {
-            Self::Split(ring) => buffers.for_each(|(token, written)| ring.put(token.id, written)),
-            Self::Packed(ring) => buffers.for_each(|(token, written)| ring.put(token, written)),
-        }
+        on_either!(self, ring => buffers.for_each(|(token, written)| ring.put(token, written)));
     }
 
     /// Shows the driver what was given back. True if it wants to be interrupted for that.

@@ -195,9 +195,15 @@ impl SplitRing {
         }
     }
 
+    /// Gives a buffer back that was read.
+    #[inline]
+    pub(crate) fn give_back(&mut self, token: Token) {
+        self.put(token, 0);
+    }
+
     /// Gives a buffer back, into which so many bytes were written; the driver sees it by [`Self::publish`].
     #[inline]
-    pub(crate) fn put(&mut self, id: u16, written: u32) {
+    pub(crate) fn put(&mut self, Token { id, .. }: Token, written: u32) {
         let entry = ENTRIES + 8 * self.place(self.used);
         let ring = self.parts.used.bytes();
         // It lies inside, and an entry begins at a multiple of four.

@@ -12,15 +12,15 @@ use std::{
 
 use owner_thread::{Handle, Inbox, OwnerThread, Stopped};
 
-use crate::VirtualSwitch;
+use crate::{VirtualSwitch, vhost_user_port::BURST};
 
 /// Without frames for so long, the thread sleeps.
 const SPIN: Duration = Duration::from_micros(100);
 
 /// Frames of a round after which the thread rests, so that more of them are there in the next one: a round costs what it
 /// costs, and who looks for each frame as it is written takes the line away from its writer. Fewer are no stream, and
-/// whoever sent them may wait for an answer.
-const FEW: Range<usize> = 8..128;
+/// whoever sent them may wait for an answer; where there are more, a queue may be left with some.
+const FEW: Range<usize> = 8..BURST;
 /// How long it rests.
 const REST: Duration = Duration::from_nanos(1000);
 

@@ -33,7 +33,7 @@ use self::{held::Held, offloads::Passed, steering::Steering};
 use crate::{Frame, NotDelivered, Offloads, Port, ServeError, Staging, finish::finish};
 
 /// Packets of one queue in one round.
-const BURST: usize = 128;
+pub(crate) const BURST: usize = 128;
 /// Bytes of two addresses, behind which a tag stands.
 const ADDRESSES: usize = 12;
 
